@@ -1,0 +1,43 @@
+"""Editable Neural Networks (ICLR 2020) for Hugging Face models: train them editable, patch them, measure the patch."""
+
+from editable_hf.core import (
+    ClassConstraint,
+    EditResult,
+    LearnableEditor,
+    SequenceConstraint,
+    adam,
+    edit,
+    edited,
+    gd,
+    momentum,
+    rmsprop,
+    rprop,
+    scaled_gd,
+    select_parameters,
+)
+from editable_hf.data.requests import make_edit_requests, read_edit_requests, request_constraint
+from editable_hf.training import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig
+from editable_hf.version import __version__
+
+__all__ = [
+    "ClassConstraint",
+    "EditResult",
+    "EditableSeq2SeqTrainer",
+    "EditableSeq2SeqTrainingArguments",
+    "EditorConfig",
+    "LearnableEditor",
+    "SequenceConstraint",
+    "__version__",
+    "adam",
+    "edit",
+    "edited",
+    "gd",
+    "make_edit_requests",
+    "momentum",
+    "read_edit_requests",
+    "request_constraint",
+    "rmsprop",
+    "rprop",
+    "scaled_gd",
+    "select_parameters",
+]

@@ -1,0 +1,123 @@
+"""`Edit(theta, l_e)` of Eq. 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from editable_hf.core.editors import Editor, Params, apply_updates
+from editable_hf.core.functional import FunctionalModel, eval_mode
+from editable_hf.core.selection import select_parameters
+
+Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
+
+
+class EditResult(NamedTuple):
+    """What an edit did.
+
+    Attributes:
+        params: The edited parameters by qualified name. With graph only if `create_graph` was set.
+        success: Whether `l_e <= 0` holds for them.
+        num_steps: Gradient steps taken, 0 if the constraint held from the start.
+        loss: Last value of `l_e`, scalar; with graph only if `create_graph` was set.
+        history: `l_e` before each step and after the last, `num_steps + 1` values.
+    """
+
+    params: Params
+    success: bool
+    num_steps: int
+    loss: Tensor
+    history: list[float]
+
+
+def edit(
+    model: nn.Module,
+    constraint: Constraint,
+    editor: Editor,
+    layers: str | Iterable[str],
+    max_steps: int = 10,
+    create_graph: bool = False,
+) -> EditResult:
+    """Moves the parameters of `layers` until `constraint` holds or `max_steps` steps were taken (Eq. 1).
+
+    The constraint is evaluated before each step and after the last. The edit runs in eval mode and never changes
+    the model: apply the result with [`edited`]. An edit that does not reach its goal is a result, not an error.
+
+    Args:
+        model: Any unwrapped module. With `create_graph`, attention must have a double backward ("eager").
+        constraint: Called as `constraint(functional_model, params)`, returns a scalar.
+        editor: From [`rmsprop`] and its like, or [`LearnableEditor.build`].
+        layers: What may move, see [`select_parameters`].
+        max_steps: k in Eq. 1.
+        create_graph: Keep the graph of the whole unrolled edit, so that `params` and `loss` are differentiable with
+            respect to all of the model's parameters and the editor's hyperparameters. Without it no graph is kept.
+
+    Raises:
+        ValueError: If `layers` selects nothing or `max_steps` is negative.
+
+    Example:
+        >>> result = edit(model, constraint, rmsprop(1e-3), "last_decoder_layer")  # doctest: +SKIP
+        >>> with edited(model, result):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    if max_steps < 0:
+        raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
+    params = select_parameters(model, layers)
+    functional_model = FunctionalModel(model, list(params), create_graph)
+    if not create_graph:
+        params = {name: param.detach() for name, param in params.items()}
+    history: list[float] = []
+    with eval_mode(model), torch.enable_grad():
+        state = editor.init(params)
+        while True:
+            if not create_graph:
+                params = {name: param.detach().requires_grad_() for name, param in params.items()}
+            loss = constraint(functional_model, params)
+            history.append(loss.item())
+            num_steps = len(history) - 1
+            if history[-1] <= 0 or num_steps == max_steps:
+                break
+            grads = torch.autograd.grad(
+                loss, list(params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+            )
+            with torch.set_grad_enabled(create_graph):
+                updates, state = editor.update(dict(zip(params, grads, strict=True)), state)
+                params = apply_updates(params, updates)
+    if not create_graph:
+        params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
+    return EditResult(params, history[-1] <= 0, num_steps, loss, history)
+
+
+@contextmanager
+def edited(model: nn.Module, result: EditResult | Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Applies an edit for the duration of the block, then puts the old values back bit for bit.
+
+    Args:
+        model: The model that was edited.
+        result: An [`EditResult`] or its `params`.
+
+    Yields:
+        The same model, so that `generate`, `evaluate` and everything else works on it unchanged.
+    """
+    params = result.params if isinstance(result, EditResult) else result
+    own = dict(model.named_parameters())
+    unknown = [name for name in params if name not in own]
+    if unknown:
+        raise ValueError(
+            f"The edit holds parameters that {type(model).__name__} does not have: {', '.join(unknown[:3])}. "
+            "Apply it to the model that it was made for."
+        )
+    originals = {name: own[name].detach().clone() for name in params}
+    try:
+        with torch.no_grad():
+            for name, value in params.items():
+                own[name].copy_(value)
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, value in originals.items():
+                own[name].copy_(value)

@@ -1,0 +1,82 @@
+"""Which parameters an edit may move."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+LAST_DECODER_LAYER = "last_decoder_layer"
+
+
+def last_decoder_layer(model: nn.Module) -> str:
+    """Qualified name of the final decoder layer, which section 4.4 edits.
+
+    Found as the last child of the outermost `nn.ModuleList` below a module named `decoder`: `model.decoder.layers.5`
+    for Marian and BART, `decoder.block.5` for T5.
+
+    Raises:
+        ValueError: If the model has no such list.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and "decoder" in name.split(".") and len(module) > 0:
+            return f"{name}.{len(module) - 1}"
+    raise ValueError(
+        f"{type(model).__name__} has no list of layers below a module named 'decoder', so "
+        f"{LAST_DECODER_LAYER!r} means nothing for it; name the layers to edit by their qualified names."
+    )
+
+
+def select_parameters(model: nn.Module, layers: str | Iterable[str]) -> dict[str, Tensor]:
+    """The parameters that an edit may move, keyed by qualified name, in the model's own order.
+
+    Each entry of `layers` is one of: the qualified name of a parameter or a module (all parameters below it); a
+    suffix of such a name at a dot (`layers.5` for `model.decoder.layers.5`), which must fit one name only; a pattern
+    with `*` over parameter names; or `last_decoder_layer`. `*` alone selects the whole model.
+
+    Args:
+        model: Any module. Parameters that do not require grad can be selected too. A tied parameter appears once,
+            under the name `named_parameters` gives it.
+        layers: One entry or several.
+
+    Returns:
+        The model's own parameters, not copies.
+
+    Raises:
+        ValueError: If an entry matches nothing or a suffix is ambiguous; the message lists what would match.
+    """
+    parameters = dict(model.named_parameters())
+    entries = [layers] if isinstance(layers, str) else list(layers)
+    if not entries:
+        raise ValueError("`layers` is empty: name at least one layer to edit, e.g. 'last_decoder_layer'.")
+    selected: set[str] = set()
+    for entry in entries:
+        selected |= _match(model, parameters, last_decoder_layer(model) if entry == LAST_DECODER_LAYER else entry)
+    return {name: parameter for name, parameter in parameters.items() if name in selected}
+
+
+def _match(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[str]:
+    if "*" in entry:
+        matches = {name for name in parameters if fnmatchcase(name, entry)}
+    else:
+        modules = [name for name, _ in model.named_modules() if name]
+        candidates = [*parameters, *modules]
+        owners = [entry] if entry in candidates else [name for name in candidates if name.endswith(f".{entry}")]
+        if len(owners) > 1:
+            raise ValueError(
+                f"Layer {entry!r} is ambiguous: it fits {', '.join(sorted(owners))}. Write more of the name, or a "
+                "pattern with '*' to select them all."
+            )
+        matches = {
+            name for name in parameters for owner in owners if name == owner or name.startswith(f"{owner}.")
+        }
+    if not matches:
+        names = [name for name, _ in model.named_modules() if name] + list(parameters)
+        similar = difflib.get_close_matches(entry, names, n=3, cutoff=0.3) or names[:3]
+        raise ValueError(
+            f"Layer {entry!r} matches no parameter of {type(model).__name__}. Names that exist are, for example: "
+            f"{', '.join(similar)}."
+        )
+    return matches

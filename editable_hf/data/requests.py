@@ -1,0 +1,201 @@
+"""Edit requests: a source, the translation wanted, and the translations it must beat (section 4.4)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editable_hf.core.constraints import SequenceConstraint
+
+REQUEST_COLUMNS = ("id", "source", "target", "source_ids", "target_ids", "alternatives")
+
+
+def draw_requests(num_requests: int, first: int, count: int, seed: int) -> list[int]:
+    """Rows `first, ..., first + count - 1` of an endless sequence of seeded permutations of the requests.
+
+    A pure function, so that a resumed run draws what the interrupted one would have drawn.
+    """
+    rows = []
+    for number in range(first, first + count):
+        epoch, offset = divmod(number, num_requests)
+        order = torch.randperm(num_requests, generator=torch.Generator().manual_seed(seed + epoch))
+        rows.append(int(order[offset]))
+    return rows
+
+
+def request_constraint(
+    request: Mapping[str, Any], model: PreTrainedModel, length_penalty: float = 0.0
+) -> SequenceConstraint:
+    """The constraint of one request for `model`.
+
+    Args:
+        request: A row with `source_ids`, `target_ids` and `alternatives` (token ids, each ending in the
+            end-of-sequence token).
+        model: Gives the special tokens and the longest sequence it can decode.
+        length_penalty: Exponent of the length normalisation, see [`SequenceConstraint`].
+
+    Raises:
+        ValueError: If the source or the target is empty, the target is too long or no alternative differs from it.
+    """
+    config = model.config
+    source_ids = torch.tensor([request["source_ids"]])
+    if source_ids.numel() == 0:
+        raise ValueError(f"Edit request {request.get('id', '')} has an empty source; give the sentence to translate.")
+    start = config.decoder_start_token_id
+    return SequenceConstraint.from_ids(
+        {"input_ids": source_ids, "attention_mask": torch.ones_like(source_ids)},
+        request["target_ids"],
+        request["alternatives"],
+        decoder_start_token_id=config.pad_token_id if start is None else start,
+        pad_token_id=config.pad_token_id,
+        max_length=getattr(config, "max_position_embeddings", None),  # T5 has none: its positions are relative
+        length_penalty=length_penalty,
+    )
+
+
+def make_edit_requests(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    targets: Sequence[str] | None = None,
+    num_alternatives: int = 32,
+    temperature: float = 1.2,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> Dataset:
+    """Edit requests for `sources`: alternatives by beam search, targets by sampling (section 4.4).
+
+    A source whose target is the only translation found gets no request, because there is nothing to beat. The
+    result depends on `seed`, and on `batch_size` through the order of the random numbers.
+
+    Args:
+        model: The normally trained model.
+        tokenizer: Its tokenizer.
+        sources: Sentences, tokenised as the model expects.
+        targets: Wanted translations, one for each source; sampled from the model if not given.
+        num_alternatives: Beam size and number of alternatives (k = 32 in the paper).
+        temperature: Of the sampled targets (1.2 in the paper).
+        max_new_tokens: Longest translation generated.
+        batch_size: Sources decoded together.
+        seed: Seed of the sampling.
+        progress: Show a progress bar.
+
+    Returns:
+        A dataset with columns `id` (position in `sources`), `source`, `target`, `source_ids`, `target_ids`,
+        `alternatives` (lists of token ids, best first).
+
+    Raises:
+        ValueError: If a source or a given target is empty, or the numbers of sources and targets differ.
+    """
+    _check_pairs(sources, targets)
+    rows: list[dict[str, Any]] = []
+    mode = model.training
+    model.eval()
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        for start in tqdm(range(0, len(sources), batch_size), desc="edit requests", disable=not progress):
+            batch = list(sources[start : start + batch_size])
+            inputs = tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(model.device)
+            beams = model.generate(
+                **inputs,
+                num_beams=num_alternatives,
+                num_return_sequences=num_alternatives,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+            ).view(len(batch), num_alternatives, -1)
+            if targets is None:
+                wanted = model.generate(
+                    **inputs,
+                    num_beams=1,
+                    do_sample=True,
+                    temperature=temperature,
+                    top_k=0,
+                    max_new_tokens=max_new_tokens,
+                    early_stopping=False,
+                )
+                target_ids = [strip_ids(row, tokenizer) for row in wanted]
+            else:
+                target_ids = tokenizer(text_target=list(targets[start : start + batch_size]))["input_ids"]
+            for offset, ids in enumerate(target_ids):
+                source_ids = inputs["input_ids"][offset][inputs["attention_mask"][offset].bool()].tolist()
+                rows.append(
+                    {
+                        "id": start + offset,
+                        "source": batch[offset],
+                        "target": tokenizer.decode(ids, skip_special_tokens=True),
+                        "source_ids": source_ids,
+                        "target_ids": ids,
+                        "alternatives": _distinct([strip_ids(row, tokenizer) for row in beams[offset]], ids),
+                    }
+                )
+    finally:
+        torch.random.set_rng_state(generator_state)
+        model.train(mode)
+    return Dataset.from_list([row for row in rows if row["alternatives"]])
+
+
+def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Generated ids without the decoder's start token and without padding; keeps the end-of-sequence token."""
+    tokens = ids.tolist()[1:]
+    if tokenizer.eos_token_id in tokens:
+        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    return [token for token in tokens if token != tokenizer.pad_token_id]
+
+
+def _distinct(alternatives: list[list[int]], target: list[int]) -> list[list[int]]:
+    return [list(ids) for ids in dict.fromkeys(map(tuple, alternatives)) if list(ids) != target]
+
+
+def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:
+    for kind, texts in (("source", sources), ("target", targets or ())):
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f"The {kind} of edit request {index} is empty; give a sentence or leave the request out.")
+    if targets is not None and len(targets) != len(sources):
+        raise ValueError(f"There are {len(sources)} sources but {len(targets)} targets; give one target for each source.")
+
+
+def read_edit_requests(
+    path: str | os.PathLike, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> Dataset:
+    """Reads a user's own requests from JSONL, one `{"source": ..., "target": ...}` a line, and adds alternatives.
+
+    Args:
+        path: The file, UTF-8.
+        model: The model that is going to be edited; it proposes the alternatives.
+        tokenizer: Its tokenizer.
+        kwargs: Of [`make_edit_requests`].
+
+    Raises:
+        ValueError: Naming the line that is not JSON or lacks a field.
+    """
+    sources, targets = [], []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            source, target = record["source"], record["target"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected {{"source": "...", "target": "..."}}, got {line[:60]!r}.'
+            ) from error
+        if not isinstance(source, str) or not isinstance(target, str):
+            raise ValueError(f"{path}, line {number}: `source` and `target` must be strings, got {line[:60]!r}.")
+        sources.append(source)
+        targets.append(target)
+    if not sources:
+        raise ValueError(f"{path} holds no edit request; write one JSON object with `source` and `target` a line.")
+    return make_edit_requests(model, tokenizer, sources, targets=targets, **kwargs)

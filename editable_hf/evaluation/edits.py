@@ -1,0 +1,214 @@
+"""What edits do: drawdown, success rate and number of steps (sections 4.1 and 4.4)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editable_hf.core.editing import edit, edited
+from editable_hf.core.editors import Editor
+from editable_hf.core.selection import select_parameters
+from editable_hf.data.moses import MosesPreprocessor
+from editable_hf.data.requests import request_constraint
+from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.evaluation.translator import Translator
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: Sequence[float], num_samples: int = 2_000, seed: int = 0) -> Interval:
+    """Mean of `values` with a 95% percentile bootstrap interval, resampling the values (one per edit).
+
+    Raises:
+        ValueError: If there is no value.
+    """
+    if len(values) == 0:
+        raise ValueError("There is no value to average; evaluate at least one edit.")
+    array = np.asarray(values, dtype=float)
+    rows = np.random.default_rng(seed).integers(len(array), size=(num_samples, len(array)))
+    low, high = np.percentile(array[rows].mean(1), [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+class BleuDrawdownEvaluator:
+    """Measures edits of one translation model over one test set.
+
+    The unedited model is scored once; after each edit every test sentence is translated again, and BLEU is computed
+    from the sentence statistics, so that it equals sacrebleu's corpus score of the edited model.
+
+    Args:
+        model: The model to edit; it is left as it was.
+        tokenizer: Its tokenizer.
+        sources: Test sentences as the model sees them.
+        references: Their references, Moses-tokenised.
+        reference_texts: Their references as ordinary text, for detokenised BLEU.
+        target_lang: Language of the references.
+        layers: What an edit may move.
+        num_beams: Beam size.
+        batch_size: Sentences decoded together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sources: Sequence[str],
+        references: Sequence[str],
+        reference_texts: Sequence[str],
+        *,
+        target_lang: str = "en",
+        layers: str | Iterable[str] = "last_decoder_layer",
+        num_beams: int = 5,
+        batch_size: int = 64,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.layers = list(select_parameters(model, layers))
+        in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
+        own = dict(model.named_parameters())
+        keep_encoded = not any(id(own[name]) in in_encoder for name in self.layers)
+        self._translator = Translator(
+            model, tokenizer, sources, num_beams=num_beams, batch_size=batch_size, keep_encoded=keep_encoded
+        )
+        self._num_beams = num_beams
+        self._tokens, self._texts = CorpusBleu(references), CorpusBleu(reference_texts, tokenize="13a")
+        self._detokenize = lru_cache(maxsize=None)(MosesPreprocessor(target_lang).detokenize)
+        self.before = self._translator(progress="unedited model")
+        self.bleu, self.bleu_detok = self._score(self.before)
+        self.num_sentences = len(self.before)
+
+    def _score(self, translations: Sequence[str]) -> tuple[float, float]:
+        # Both remember the sentences they have seen, so only the translations that an edit changed cost anything.
+        tokens = self._tokens.sentence_statistics(translations)
+        texts = self._texts.sentence_statistics([self._detokenize(text) for text in translations])
+        return self._tokens.score(tokens), self._texts.score(texts)
+
+    def evaluate(
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        editor: Editor,
+        *,
+        max_steps: int = 10,
+        length_penalty: float = 0.0,
+        path: Path | None = None,
+        progress: str | None = "edits",
+    ) -> list[dict[str, Any]]:
+        """Applies each request by itself to the unedited model and measures what changed.
+
+        Args:
+            requests: Rows of an edit-request dataset.
+            editor: How to edit.
+            max_steps: k in Eq. 1.
+            length_penalty: Exponent of the length normalisation in `l_e`.
+            path: JSONL file that gets one line for each edit as it is done; edits it holds already are not repeated.
+            progress: Title of the progress bar, none if `None`.
+
+        Returns:
+            One record for each request: the request (`id`, `source`, `target`), the translation `before` and `after`
+            of its source, `success` (`l_e <= 0`), `verified` (beam search on the edited model gives the target),
+            `num_steps`, `loss_before` and `loss_after` (nats), `bleu` and `bleu_detok` of the edited model (0-100),
+            `num_changed` and `changed` (index and new translation of each test sentence that changed), `edit_seconds`.
+        """
+        requests = list(requests)
+        records = read_records(path) if path is not None else []
+        bar = tqdm(requests[len(records) :], desc=progress, disable=progress is None, unit="edit")
+        for request in bar:
+            record = self._measure(request, editor, max_steps, length_penalty)
+            records.append(record)
+            if path is not None:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        return records
+
+    def _measure(
+        self, request: Mapping[str, Any], editor: Editor, max_steps: int, length_penalty: float
+    ) -> dict[str, Any]:
+        start = time.perf_counter()
+        constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
+        result = edit(self.model, constraint, editor, self.layers, max_steps)
+        seconds = time.perf_counter() - start
+        own = Translator(self.model, self.tokenizer, [request["source"]], num_beams=self._num_beams)
+        (before,) = own()
+        with edited(self.model, result):
+            (after,) = own()
+            translations = self._translator() if result.num_steps > 0 else self.before
+        changed = [index for index, text in enumerate(translations) if text != self.before[index]]
+        bleu, bleu_detok = self._score(translations)
+        return {
+            **{key: request[key] for key in ("id", "source", "target")},
+            "before": before,
+            "after": after,
+            "success": result.success,
+            "verified": after == request["target"],
+            "num_steps": result.num_steps,
+            "loss_before": result.history[0],
+            "loss_after": result.history[-1],
+            "bleu": bleu,
+            "bleu_detok": bleu_detok,
+            "num_changed": len(changed),
+            "changed": [{"index": index, "after": translations[index]} for index in changed],
+            "edit_seconds": seconds,
+        }
+
+    def summarize(self, name: str, records: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
+        """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
+
+        Args:
+            name: Name of the row.
+            records: What `evaluate` returned.
+            extra: Further entries of the row.
+
+        Returns:
+            `bleu`, `bleu_detok`, `bleu_drawdown` (mean absolute difference to the unedited model, BLEU points),
+            `bleu_drawdown_signed` (mean of before - after), `success_rate` and `verified_rate` (fractions), `num_steps`,
+            `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed` (mean fraction
+            of test sentences), `edit_seconds`; intervals under `intervals`.
+        """
+        differences = [self.bleu - record["bleu"] for record in records]
+        values = {
+            "bleu_drawdown": [abs(value) for value in differences],
+            "bleu_drawdown_signed": differences,
+            "bleu_detok_drawdown": [abs(self.bleu_detok - record["bleu_detok"]) for record in records],
+            "success_rate": [record["success"] for record in records],
+            "verified_rate": [record["verified"] for record in records],
+            "num_steps": [record["num_steps"] for record in records],
+            "outputs_changed": [record["num_changed"] / self.num_sentences for record in records],
+            "already_satisfied": [record["num_steps"] == 0 for record in records],
+            "edit_seconds": [record["edit_seconds"] for record in records],
+        }
+        intervals = {key: bootstrap_mean(column) for key, column in values.items()}
+        return {
+            "name": name,
+            "bleu": self.bleu,
+            "bleu_detok": self.bleu_detok,
+            **{key: interval.mean for key, interval in intervals.items()},
+            "num_edits": len(records),
+            "num_sentences": self.num_sentences,
+            "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
+            **extra,
+        }
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file, without a last line that a killed run left unfinished (which is cut off)."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+

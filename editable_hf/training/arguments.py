@@ -1,0 +1,112 @@
+"""Training arguments of Editable Training, parsed by `HfArgumentParser` like any others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments
+
+from editable_hf.core.editors import EDITORS
+
+BASE_LOSSES = ("task", "distillation")
+
+
+@dataclass
+class EditableArguments:
+    """What Eq. 1 and Eq. 2 need beyond a `TrainingArguments`.
+
+    Groups: the editor (Eq. 1), the objective (Eq. 2).
+    """
+
+    # The editor, Eq. 1
+    editor: str = field(default="rmsprop", metadata={"help": f"Editor function, one of: {', '.join(EDITORS)}."})
+    edit_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the editor (alpha in Eq. 1); Table 6 uses 1e-3 and 3e-4."}
+    )
+    edit_layers: list[str] = field(
+        default_factory=lambda: ["last_decoder_layer"],
+        metadata={
+            "help": "Layers an edit may move: module or parameter names, suffixes of them, patterns with '*', or "
+            "last_decoder_layer (section 4.4)."
+        },
+    )
+    edit_max_steps: int = field(default=10, metadata={"help": "Most gradient steps of one edit (k in Eq. 1)."})
+    learn_edit_learning_rate: bool = field(
+        default=False,
+        metadata={"help": "Train alpha with the model (end of section 3.2); Table 6's rows hold it fixed."},
+    )
+    learn_edit_decays: bool = field(
+        default=True, metadata={"help": "Train the editor's other values, such as RMSProp's beta, with the model."}
+    )
+    editor_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Outer learning rate of the editor's trained values; no weight decay."}
+    )
+    # The objective, Eq. 2
+    edit_coef: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the edit term (c_edit in Eq. 2), for a base loss averaged over tokens. The paper's public "
+            "code uses 100 against a loss summed over about 3,600 tokens, which is about 0.03 here."
+        },
+    )
+    locality_coef: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the locality term (c_loc in Eq. 2), for a base loss averaged over tokens. The paper's 100 "
+            "comes to about 0.03 here; 1 gave less drawdown at the same BLEU in our runs."
+        },
+    )
+    base_loss: str = field(
+        default="task",
+        metadata={
+            "help": "L_base in Eq. 2: 'task' (cross-entropy), or 'distillation' (KL towards the model that training "
+            "started from, section 4.3)."
+        },
+    )
+    edits_per_step: int = field(
+        default=1, metadata={"help": "Edit requests drawn for each batch on each process; their terms are averaged."}
+    )
+
+    def check_editable(self) -> None:
+        """Raises `ValueError` for values that cannot work."""
+        if self.editor not in EDITORS:
+            raise ValueError(f"Unknown `editor` {self.editor!r}. Choose one of: {', '.join(EDITORS)}.")
+        if self.base_loss not in BASE_LOSSES:
+            raise ValueError(f"`base_loss` must be one of {', '.join(BASE_LOSSES)}, got {self.base_loss!r}.")
+        for name in ("edit_coef", "locality_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        for name in ("edit_max_steps", "edits_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if not self.edit_layers:
+            raise ValueError("`edit_layers` is empty: name at least one layer, e.g. last_decoder_layer.")
+
+
+@dataclass
+class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArguments):
+    """Arguments of [`EditableSeq2SeqTrainer`]: those of `Seq2SeqTrainingArguments` and the editor's.
+
+    No default of `Seq2SeqTrainingArguments` is changed.
+    """
+
+    edit_length_penalty: float = field(
+        default=0.0,
+        metadata={
+            "help": "Exponent of the length normalisation in l_e: 0 compares sentence log-probabilities (the paper), "
+            "the decoder's own `length_penalty` makes l_e <= 0 mean that its score is best."
+        },
+    )
+    max_tokens_per_batch: int = field(
+        default=0,
+        metadata={
+            "help": "Batch by padded tokens instead of sentences (fairseq's --max-tokens; 4096 for IWSLT14). 0 keeps "
+            "`per_device_train_batch_size`."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_editable()
+        if self.max_tokens_per_batch < 0:
+            raise ValueError(f"`max_tokens_per_batch` must be 0 or more, got {self.max_tokens_per_batch}.")

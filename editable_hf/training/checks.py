@@ -1,0 +1,25 @@
+"""What Editable Training cannot run on, said at construction."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, TrainingArguments
+
+
+def check_supported(model: PreTrainedModel, args: TrainingArguments) -> None:
+    """Raises `ValueError` for set-ups in which an edit cannot be differentiated or processes would wait forever."""
+    if args.fsdp or args.deepspeed:
+        raise ValueError(
+            "FSDP and DeepSpeed are not supported: processes take different numbers of edit steps and would wait for "
+            "each other forever. Use plain data parallelism: `accelerate launch --multi_gpu`."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would use DataParallel, which is not supported. Start one process "
+            "a GPU with `accelerate launch --multi_gpu`, or show it one with CUDA_VISIBLE_DEVICES=0."
+        )
+    attention = model.config._attn_implementation
+    if attention not in (None, "eager"):
+        raise ValueError(
+            f"The model uses {attention!r} attention, which has no double backward, so an edit cannot be differentiated. "
+            'Call `model.set_attn_implementation("eager")`, or load it with attn_implementation="eager".'
+        )

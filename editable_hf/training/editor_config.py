@@ -1,0 +1,88 @@
+"""`editor_config.json`: what an editable checkpoint knows about its own editor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from editable_hf.core.editors import LearnableEditor
+from editable_hf.version import __version__
+
+logger = logging.getLogger(__name__)
+
+EDITOR_CONFIG_NAME = "editor_config.json"
+
+
+@dataclass
+class EditorConfig:
+    """How to edit a checkpoint the way it was trained to be edited.
+
+    Args:
+        editor: Name of the editor, a key of `EDITORS`.
+        hyperparameters: Its values, learnt or fixed.
+        layers: What an edit may move, as given to `select_parameters`.
+        max_steps: k in Eq. 1.
+        length_penalty: Exponent of the length normalisation in `l_e`, for sequence models.
+        learnt: The unconstrained parameters of `LearnableEditor`, so that training resumes exactly.
+        library_version: Version of `editable_hf` that wrote the file.
+    """
+
+    editor: str = "rmsprop"
+    hyperparameters: dict[str, float] = field(default_factory=lambda: {"learning_rate": 1e-3, "beta": 0.5})
+    layers: list[str] = field(default_factory=lambda: ["last_decoder_layer"])
+    max_steps: int = 10
+    length_penalty: float = 0.0
+    learnt: dict[str, float] = field(default_factory=dict)
+    library_version: str = __version__
+
+    def build_editor(self, **overrides: float):
+        """The editor with these hyperparameters, as plain numbers.
+
+        Args:
+            overrides: Hyperparameters to use instead of the saved ones, e.g. `learning_rate=3e-4`.
+        """
+        values = {**self.hyperparameters, **overrides}
+        return LearnableEditor(self.editor, learn_learning_rate=False, learn_decays=False, **values).build()
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes `editor_config.json` into `folder` (to a temporary name first)."""
+        path = Path(folder, EDITOR_CONFIG_NAME)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike, revision: str | None = None) -> EditorConfig | None:
+        """Reads the editor of a checkpoint folder or hub model; `None` if it was not trained to be editable.
+
+        Raises:
+            ValueError: If the file is there but is not a JSON object of known kinds of values.
+        """
+        path = Path(model, EDITOR_CONFIG_NAME)
+        if not Path(model).is_dir():
+            from transformers.utils import cached_file  # a hub id; the import takes long and folders do not need it
+
+            found = cached_file(
+                str(model), EDITOR_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+            if found is None:
+                return None
+            path = Path(found)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}); download or save the checkpoint again.") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(content) - known)
+        if unknown:
+            logger.warning(
+                "%s has keys this version (%s) does not know and ignores: %s", path, __version__, ", ".join(unknown)
+            )
+        return cls(**{key: value for key, value in content.items() if key in known})

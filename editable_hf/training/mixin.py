@@ -1,0 +1,138 @@
+"""What the editable trainers share: the terms of Eq. 2 beside the base loss, and the editor as part of the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editable_hf.core.editing import Constraint, edit
+from editable_hf.core.editors import LearnableEditor, Params
+from editable_hf.core.losses import edit_loss, objective
+from editable_hf.core.selection import select_parameters
+from editable_hf.data.requests import draw_requests
+from editable_hf.training.checks import check_supported
+from editable_hf.training.editor_config import EditorConfig
+
+
+class EditableTrainerMixin(ABC):
+    """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss.
+
+    The editor is a submodule of the model (`model.editor`), so that the optimiser and DDP see its values.
+    """
+
+    # compute_loss normalises by the whole accumulated batch itself.
+    loss_is_scaled_for_ga = True
+
+    @abstractmethod
+    def request_constraint(self, request: Mapping[str, Any]) -> Constraint:
+        """The constraint `l_e` of one row of `edit_dataset`, on the model's device."""
+
+    @abstractmethod
+    def locality(self, edits: list[Params], inputs: Mapping[str, Tensor]) -> Tensor:
+        """`L_loc` (Eq. 4) of each edit on this batch, summed over the edits, scalar."""
+
+    def _init_editable(self, edit_dataset) -> None:
+        args, model = self.args, self.model
+        check_supported(model, args)
+        self.edit_dataset = edit_dataset
+        self.edit_parameters = list(select_parameters(model, args.edit_layers))
+        self.teacher = None
+        if args.base_loss == "distillation":
+            self.teacher = deepcopy(model).eval().requires_grad_(False)
+        model.editor = LearnableEditor(
+            args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
+        ).to(args.device)
+        # Weight files hold the ordinary model alone: plain `from_pretrained` must load them without a warning.
+        names = {f"editor.{name}" for name, _ in model.editor.named_parameters()}
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
+        self._terms: dict[str, float] = {}
+        self._last_draw = (-1, 0)
+
+    def add_edit_terms(self, base: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Eq. 2 from the base loss, whose forward has run in train mode through the wrapped model.
+
+        The edit runs on the unwrapped model afterwards: a train-mode BatchNorm forward after it would spoil its
+        graph, and DDP averages all gradients because one forward went through the wrapper.
+        """
+        args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
+        results = [
+            edit(self.model, constraint, editor.build(), self.edit_parameters, args.edit_max_steps, create_graph=True)
+            for constraint in map(self.request_constraint, self._draw())
+        ]
+        edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
+        # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.
+        moved = [result.params for result in results if result.num_steps > 0]
+        locality_term = self.locality(moved, inputs) / len(results) if moved else torch.zeros_like(edit_term)
+        self._log_terms(
+            base_loss=base.item() * accumulation,
+            edit_loss=edit_term.item(),
+            locality_loss=locality_term.item(),
+            edit_success_rate=sum(result.success for result in results) / len(results),
+            edit_num_steps=sum(result.num_steps for result in results) / len(results),
+        )
+        total = objective(base, edit_term / accumulation, locality_term / accumulation, args.edit_coef, args.locality_coef)
+        # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
+        return total + sum(0.0 * parameter for parameter in editor.parameters())
+
+    def _draw(self) -> list[Mapping[str, Any]]:
+        """The requests of this micro-batch on this process."""
+        step, micro = self._last_draw
+        micro = micro + 1 if step == self.state.global_step else 0
+        self._last_draw = (self.state.global_step, micro)
+        args = self.args
+        position = (self.state.global_step * args.gradient_accumulation_steps + micro) * args.world_size
+        first = (position + args.process_index) * args.edits_per_step
+        rows = draw_requests(len(self.edit_dataset), first, args.edits_per_step, args.seed)
+        return [self.edit_dataset[row] for row in rows]
+
+    def _log_terms(self, **terms: float) -> None:
+        for name, value in {**terms, "_count": 1.0}.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self._terms:
+            sums = torch.tensor(list(self._terms.values()), device=self.args.device)
+            *sums, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+            logs |= {name: value / count for name, value in zip(self._terms, sums, strict=False)}
+            logs |= {f"editor/{name}": value for name, value in self.model.editor.values().items()}
+            self._terms = {}
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            optimizer, editor = super().create_optimizer(model), list(self.model.editor.parameters())
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if all(p is not own for own in editor)]
+            if editor:
+                optimizer.add_param_group({"params": editor, "lr": self.args.editor_learning_rate, "weight_decay": 0.0})
+        return super().create_optimizer(model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.editor_config().save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._restore_editor(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._restore_editor(self.state.best_model_checkpoint)
+
+    def _restore_editor(self, folder: str) -> None:
+        config = EditorConfig.from_pretrained(folder)
+        with torch.no_grad():
+            for name, parameter in self.model.editor.named_parameters():
+                parameter.fill_(config.learnt[name])
+
+    def editor_config(self) -> EditorConfig:
+        """The editor as it stands, as it is saved beside the weights."""
+        args, editor = self.args, self.model.editor
+        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
+        return EditorConfig(editor.name, editor.values(), list(args.edit_layers), args.edit_max_steps, learnt=learnt)

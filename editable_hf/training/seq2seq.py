@@ -1,0 +1,153 @@
+"""`EditableSeq2SeqTrainer`: Editable Training of encoder-decoder models (section 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
+
+from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
+from editable_hf.core.editors import Params
+from editable_hf.core.functional import FunctionalModel, eval_mode
+from editable_hf.core.losses import distillation_loss, token_locality_loss
+from editable_hf.data.batching import TokenBatchSampler
+from editable_hf.data.requests import request_constraint
+from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
+from editable_hf.training.editor_config import EditorConfig
+from editable_hf.training.mixin import EditableTrainerMixin
+
+
+class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that trains a model so that a few gradient steps on a few layers fix a given mistake.
+
+    Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The
+    base loss, logging, checkpoints, resuming and `predict_with_generate` are those of `Seq2SeqTrainer`; its data
+    collator defaults to `DataCollatorForSeq2Seq`.
+
+    Args:
+        model: Any Hugging Face encoder-decoder model with eager attention.
+        args: [`EditableSeq2SeqTrainingArguments`].
+        edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
+            (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
+            alone, which is the control that an editable model is compared with.
+        kwargs: Everything else that `Seq2SeqTrainer` takes (`train_dataset`, `eval_dataset`, `processing_class`, ...).
+
+    Raises:
+        ValueError: At construction for FSDP, DeepSpeed, DataParallel, fused attention, unknown layers, or a request
+            dataset without the needed columns.
+    """
+
+    def __init__(self, model, args: EditableSeq2SeqTrainingArguments, *, edit_dataset=None, **kwargs):
+        tokenizer = kwargs.get("processing_class")
+        if kwargs.get("data_collator") is None and tokenizer is not None:
+            kwargs["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
+        super().__init__(model=model, args=args, **kwargs)
+        missing = {"source_ids", "target_ids", "alternatives"} - set(
+            edit_dataset.column_names if edit_dataset is not None else ("source_ids", "target_ids", "alternatives")
+        )
+        if missing:
+            raise ValueError(
+                f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {edit_dataset.column_names}. "
+                "Build it with `make_edit_requests`."
+            )
+        self._init_editable(edit_dataset)
+
+    def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
+        constraint = request_constraint(request, self.model, length_penalty=self.args.edit_length_penalty)
+        return constraint.to(self.args.device)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Counted here for every model: the stock Trainer counts only for those whose forward takes the number.
+        num_items = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in samples).to(device) if samples else None
+        if num_items is not None and self.args.world_size > 1:
+            # DDP averages gradients over processes; dividing by the mean count makes the result a mean over tokens.
+            num_items = self.accelerator.reduce(num_items.float(), reduction="mean")
+        return samples, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        if "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+        if self.model.training:
+            inputs["use_cache"] = False
+        outputs = model(**inputs)
+        loss = self._base_loss(outputs.logits, labels, inputs, num_items_in_batch)
+        if self.edit_dataset is not None and self.model.training:
+            loss = self.add_edit_terms(loss, {**inputs, "labels": labels})
+        return (loss, outputs) if return_outputs else loss
+
+    def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
+        """Mean over the target tokens of the whole accumulated batch (of this batch in evaluation)."""
+        num_tokens = (labels != IGNORE_INDEX).sum()
+        weight = 1.0 if num_items is None else num_tokens / num_items
+        if self.teacher is not None and self.model.training:
+            with torch.no_grad():
+                teacher_logits = self.teacher(**inputs).logits
+            return weight * distillation_loss(teacher_logits, logits, labels)
+        if self.compute_loss_func is not None:
+            return self.compute_loss_func({"logits": logits}, labels, num_items_in_batch=num_items)
+        return weight * F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+
+    def locality(self, edits: list[Params], inputs: Mapping[str, Tensor]) -> Tensor:
+        """KL averaged over the target tokens of each sentence, then over the sentences (section 4.4)."""
+        functional_model = FunctionalModel(self.model, self.edit_parameters, create_graph=True)
+        own = dict(self.model.named_parameters())
+        original = {name: own[name] for name in self.edit_parameters}
+
+        def logits(params: Params) -> Tensor:
+            hidden = functional_model.encode(
+                params, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            )
+            return functional_model(
+                params,
+                encoder_outputs=(hidden,),
+                attention_mask=inputs["attention_mask"],
+                decoder_input_ids=inputs["decoder_input_ids"],
+                use_cache=False,
+            ).logits
+
+        # Both sides in eval mode: with dropout they would differ without any edit.
+        with eval_mode(self.model):
+            with torch.no_grad():
+                reference = logits(original)
+            losses = [token_locality_loss(reference, logits(params), inputs["labels"]) for params in edits]
+        return torch.stack(losses).sum()
+
+    def editor_config(self) -> EditorConfig:
+        config = super().editor_config()
+        config.length_penalty = self.args.edit_length_penalty
+        return config
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches by padded tokens if `max_tokens_per_batch` is set, otherwise as `Trainer` does."""
+        args = self.args
+        if not args.max_tokens_per_batch:
+            return super().get_train_dataloader()
+        dataset = self._remove_unused_columns(self.train_dataset, description="training")
+        lengths = [
+            max(len(source), len(target))
+            for source, target in zip(dataset["input_ids"], dataset["labels"], strict=True)
+        ]
+        sampler = TokenBatchSampler(lengths, args.max_tokens_per_batch, args.seed, args.process_index, args.world_size)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        # The sampler shards by itself; accelerate only moves the batches.
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)

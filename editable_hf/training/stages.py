@@ -1,0 +1,108 @@
+"""Stages of a recipe: each leaves a folder, is skipped when it is there already, and continues where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+
+logger = logging.getLogger(__name__)
+
+STAGE_FILE = "stage.json"
+
+
+class Stage(NamedTuple):
+    """A finished stage: its folder, and the fingerprint of everything that it was made from."""
+
+    folder: Path
+    fingerprint: str
+
+
+class Stages:
+    """Runs the stages of a recipe below one output folder.
+
+    A stage is built in `NAME.partial` and renamed when it is complete, so a folder called `NAME` is always whole. A
+    stage made from other inputs is moved aside, never deleted. Works under several processes, all of which must ask
+    for the same stages in the same order.
+
+    Args:
+        output_dir: Where the stages leave their folders; created if missing.
+    """
+
+    def __init__(self, output_dir: str | Path):
+        self.output_dir = Path(output_dir)
+        self.state = PartialState()
+        if self.state.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        after: list[Stage],
+        build: Callable[[Path], None],
+        every_process: bool = False,
+    ) -> Stage:
+        """Returns the stage, built if it is not there or its inputs changed.
+
+        Args:
+            name: Name of the stage and of its folder.
+            inputs: Everything the result depends on besides earlier stages, JSON-serialisable.
+            after: The stages whose results it reads.
+            build: Called with the folder to fill, which may hold the beginnings that a killed run left.
+            every_process: Whether all processes take part in building (training) or the main one alone.
+        """
+        record = {"inputs": dict(inputs), "after": [stage.fingerprint for stage in after]}
+        content = json.dumps(record, sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        folder, partial = self.output_dir / name, self.output_dir / f"{name}.partial"
+        done = _fingerprint(folder) == fingerprint
+        self.state.wait_for_everyone()
+        if done:
+            self.state.print(f"[{name}] already there, unchanged: {folder}")
+            return Stage(folder, fingerprint)
+        if self.state.is_main_process:
+            _move_aside(folder)
+            if _fingerprint(partial) != fingerprint:
+                _move_aside(partial)
+            state = "continues" if partial.exists() else "starts"
+            partial.mkdir(exist_ok=True)
+            _write_json(partial / STAGE_FILE, {"fingerprint": fingerprint, **record})
+            print(f"[{name}] {state}", flush=True)
+        self.state.wait_for_everyone()
+        if every_process or self.state.is_main_process:
+            build(partial)
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            partial.rename(folder)
+        self.state.wait_for_everyone()
+        return Stage(folder, fingerprint)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))["fingerprint"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+
+
+def _move_aside(folder: Path) -> None:
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    logger.warning("%s was made from other inputs; it is kept as %s.", folder, aside.name)
+    shutil.move(folder, aside)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)

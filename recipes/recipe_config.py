@@ -1,0 +1,138 @@
+"""The YAML file of a translation recipe, section by section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class DataOptions:
+    """Arguments of `load_translation_data`."""
+
+    source: str = "embedded"
+    source_lang: str = "de"
+    target_lang: str = "en"
+    config_name: str | None = None
+    revision: str | None = None
+    split_names: dict[str, str] | None = None
+    tokenized: bool | None = None
+    max_train: int | None = None
+    max_validation: int | None = None
+    max_test: int | None = None
+
+
+@dataclass
+class TokenizerOptions:
+    """Arguments of `train_tokenizer`."""
+
+    vocab_size: int = 10_000
+
+
+@dataclass
+class ModelOptions:
+    """Arguments of `iwslt_transformer_config`."""
+
+    size: str = "iwslt_de_en"
+    dropout: float = 0.3
+    max_length: int = 256
+
+
+@dataclass
+class RequestOptions:
+    """How many edit requests, and how they are made (section 4.4)."""
+
+    num_train: int = 10_000
+    num_test: int = 1_000
+    num_alternatives: int = 32
+    temperature: float = 1.2
+    batch_size: int = 16
+
+
+@dataclass
+class EvaluationOptions:
+    """What Table 6 is measured on. The first learning rate applies to both models, the others to the editable one."""
+
+    num_edits: int = 1_000
+    num_sentences: int = 6_750
+    num_beams: int = 5
+    batch_size: int = 64
+    max_steps: int = 10
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-4])
+
+
+@dataclass
+class RecipeConfig:
+    """One run. `training` holds for every model, `pretrain` for the first, `finetune` for baseline and editable model,
+    `editable` for the editable model alone; all four are fields of `EditableSeq2SeqTrainingArguments`."""
+
+    output_dir: str
+    seed: int
+    data: DataOptions
+    tokenizer: TokenizerOptions
+    model: ModelOptions
+    requests: RequestOptions
+    evaluation: EvaluationOptions
+    training: dict[str, Any]
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any]
+    editable: dict[str, Any]
+
+
+_SECTIONS = {
+    "data": DataOptions,
+    "tokenizer": TokenizerOptions,
+    "model": ModelOptions,
+    "requests": RequestOptions,
+    "evaluation": EvaluationOptions,
+}
+_TRAINING = ("training", "pretrain", "finetune", "editable")
+
+_SMOKE: dict[str, dict[str, Any]] = {
+    "data": {"max_train": 600, "max_validation": 20, "max_test": 20},
+    "tokenizer": {"vocab_size": 400},
+    "model": {"size": "tiny"},
+    "requests": {"num_train": 4, "num_test": 3, "num_alternatives": 4},
+    "evaluation": {"num_edits": 2, "num_sentences": 10, "learning_rates": [1e-2]},
+    "pretrain": {"max_steps": 30, "save_steps": 20, "logging_steps": 10},
+    "finetune": {"max_steps": 6, "save_steps": 4, "logging_steps": 2},
+}
+
+
+def load_config(
+    config: str, output_dir: str | None = None, data: str | None = None, seed: int | None = None, smoke: bool = False
+) -> RecipeConfig:
+    """Reads a YAML file and applies the command line's overrides.
+
+    Raises:
+        ValueError: For an unknown section or key, naming those that exist.
+    """
+    with open(config, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    unknown = set(content) - {*_SECTIONS, *_TRAINING, "output_dir", "seed"}
+    if unknown:
+        raise ValueError(f"{config}: unknown sections {sorted(unknown)}; expected {[*_SECTIONS, *_TRAINING]}.")
+    sections: dict[str, dict[str, Any]] = {name: dict(content.get(name) or {}) for name in (*_SECTIONS, *_TRAINING)}
+    if data is not None:
+        sections["data"]["source"] = data
+    if smoke:
+        for name, values in _SMOKE.items():
+            sections[name] |= values
+    folder = output_dir or content.get("output_dir", "runs/iwslt_de_en")
+    if smoke and output_dir is None:
+        folder += "-smoke"
+    parsed = {}
+    for name, options in _SECTIONS.items():
+        try:
+            (parsed[name],) = HfArgumentParser(options).parse_dict(sections[name])
+        except ValueError as error:
+            raise ValueError(f"{config}, section {name!r}: {error}") from error
+    return RecipeConfig(
+        output_dir=folder,
+        seed=content.get("seed", 0) if seed is None else seed,
+        **parsed,
+        **{name: sections[name] for name in _TRAINING},
+    )

@@ -1,0 +1,410 @@
+import copy
+import functools
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from editable_hf.core import (
+    ClassConstraint,
+    LearnableEditor,
+    SequenceConstraint,
+    adam,
+    edit,
+    edited,
+    gd,
+    momentum,
+    rmsprop,
+    rprop,
+    scaled_gd,
+    select_parameters,
+)
+
+LAST_LAYER = {"MarianMTModel": "model.decoder.layers.1", "BartForConditionalGeneration": "model.decoder.layers.1"}
+# factory, oracle, arguments for translation, arguments for classification
+EDITORS = {
+    "gd": (gd, reference.gd, (0.01,), (0.5,)),
+    "scaled_gd": (scaled_gd, reference.scaled_gd, (0.3,), (0.3,)),
+    "rprop": (rprop, reference.rprop, (0.01,), (0.05,)),
+    "rmsprop": (rmsprop, reference.rmsprop, (0.01, 0.5), (0.05, 0.5)),
+    "momentum": (momentum, reference.momentum, (0.01, 0.5), (0.3, 0.5)),
+    "adam": (adam, reference.adam, (0.01, 0.2, 0.9), (0.05, 0.2, 0.9)),
+}
+# The gradient of a key projection's bias is 0 but for rounding (softmax ignores a shift), and RProp would follow the
+# rounding's sign; the feed-forward part has no such coordinate.
+FEED_FORWARD = ("fc1", "fc2", "DenseReluDense")
+
+every_editor = pytest.mark.parametrize("name", EDITORS)
+both_dtypes = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+
+
+def feed_forward(model):
+    prefix = LAST_LAYER.get(type(model).__name__, "decoder.block.1")
+    names = [name for name, _ in model.named_parameters() if name.startswith(f"{prefix}.")]
+    return [name for name in names if any(part in name for part in FEED_FORWARD) and "layer_norm" not in name]
+
+
+def sequence_constraint(model, request_ids):
+    return SequenceConstraint.from_ids(
+        request_ids.inputs,
+        request_ids.target,
+        request_ids.alternatives,
+        decoder_start_token_id=model.config.decoder_start_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+
+
+def oracle_sequence_constraint(model, request_ids):
+    start = model.config.decoder_start_token_id
+    return lambda copied: reference.sequence_constraint(
+        copied, request_ids.inputs, request_ids.target, request_ids.alternatives, start
+    )
+
+
+def features(dtype=torch.float64):
+    return torch.linspace(-1, 2, 6, dtype=dtype).unsqueeze(0)
+
+
+def wrong_class(model):
+    return int(model.eval()(features(model.head.weight.dtype)).logits.argmin())
+
+
+def assert_same_edit(result, expected, tolerance=1e-9):
+    params, losses = expected
+    assert list(result.params) == list(params)
+    for name, value in params.items():
+        torch.testing.assert_close(result.params[name], value, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert result.history == pytest.approx(losses, abs=10 * tolerance)
+    assert result.num_steps == len(losses) - 1
+    assert result.success == (losses[-1] <= 0)
+    assert result.loss.item() == result.history[-1]
+
+
+def snapshot(model):
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return (
+        {name: tensor.detach().clone() for name, tensor in tensors.items()},
+        {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+        {name: p.requires_grad for name, p in model.named_parameters()},
+    )
+
+
+def assert_unchanged(model, before):
+    tensors, grads, training, requires_grad = snapshot(model)
+    assert training == before[2] and requires_grad == before[3]
+    assert tensors.keys() == before[0].keys()
+    assert all(torch.equal(tensors[name], before[0][name]) for name in tensors)
+    for name, grad in grads.items():
+        assert (grad is None) == (before[1][name] is None)
+        assert grad is None or torch.equal(grad, before[1][name])
+
+
+# Against the oracle's loop
+
+
+@every_editor
+@both_dtypes
+def test_translation_edit_follows_the_oracle(name, dtype, tolerance, seq2seq, request_ids):
+    factory, oracle, arguments, _ = EDITORS[name]
+    model = seq2seq.to(dtype)
+    names = feed_forward(model)
+    result = edit(model, sequence_constraint(model, request_ids), factory(*arguments), names, max_steps=6)
+    expected = reference.edit_copy(
+        model, oracle_sequence_constraint(model, request_ids), names, lambda grads: oracle(grads, *arguments), 6
+    )
+    assert result.num_steps > 0
+    assert_same_edit(result, expected, tolerance)
+
+
+@every_editor
+@both_dtypes
+def test_classification_edit_follows_the_oracle(name, dtype, tolerance, classifier):
+    factory, oracle, _, arguments = EDITORS[name]
+    model, x = classifier.to(dtype), features(dtype)
+    target = wrong_class(model)
+    result = edit(model, ClassConstraint({"features": x}, target), factory(*arguments), "*", max_steps=20)
+    expected = reference.edit_copy(
+        model,
+        lambda copied: reference.class_constraint(copied(features=x).logits[0], target),
+        [name for name, _ in model.named_parameters()],
+        lambda grads: oracle(grads, *arguments),
+        20,
+    )
+    assert result.success and result.num_steps > 1
+    assert_same_edit(result, expected, tolerance)
+
+
+def test_last_decoder_layer_edit_follows_the_oracle(seq2seq, request_ids):
+    prefix = LAST_LAYER.get(type(seq2seq).__name__, "decoder.block.1")
+    names = [name for name, _ in seq2seq.named_parameters() if name.startswith(f"{prefix}.")]
+    constraint = sequence_constraint(seq2seq, request_ids)
+    result = edit(seq2seq, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=30)
+    oracle = functools.partial(reference.rmsprop, alpha=0.01, beta=0.5)
+    expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), names, oracle, 30)
+    assert result.success and result.num_steps > 1
+    assert_same_edit(result, expected)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_edit_of_the_encoder_too_follows_the_oracle(seq2seq, request_ids, create_graph):
+    names = [name for name, _ in seq2seq.named_parameters()]
+    constraint = sequence_constraint(seq2seq, request_ids)
+    result = edit(seq2seq, constraint, rmsprop(0.002), "*", max_steps=4, create_graph=create_graph)
+    oracle = functools.partial(reference.rmsprop, alpha=0.002, beta=0.5)
+    expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), names, oracle, 4)
+    assert result.num_steps > 1
+    assert_same_edit(result, expected)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_edit_of_an_encoder_layer_alone_follows_the_oracle(marian, request_ids, create_graph):
+    names = [name for name, _ in marian.named_parameters() if name.startswith("model.encoder.layers.0.")]
+    constraint = sequence_constraint(marian, request_ids)
+    result = edit(marian, constraint, rmsprop(0.01), "encoder.layers.0", max_steps=4, create_graph=create_graph)
+    oracle = functools.partial(reference.rmsprop, alpha=0.01, beta=0.5)
+    expected = reference.edit_copy(marian, oracle_sequence_constraint(marian, request_ids), names, oracle, 4)
+    assert_same_edit(result, expected)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_edit_of_tied_embeddings_follows_the_oracle(seq2seq, request_ids, create_graph):
+    (name,) = [name for name, _ in seq2seq.named_parameters() if name.endswith("shared.weight")]
+    assert seq2seq.get_output_embeddings().weight is seq2seq.get_parameter(name)
+    constraint = sequence_constraint(seq2seq, request_ids)
+    result = edit(seq2seq, constraint, rmsprop(0.01), name, max_steps=4, create_graph=create_graph)
+    oracle = functools.partial(reference.rmsprop, alpha=0.01, beta=0.5)
+    expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), [name], oracle, 4)
+    assert result.num_steps > 1
+    assert_same_edit(result, expected)
+
+
+@every_editor
+def test_graph_does_not_change_the_numbers(name, seq2seq, request_ids):
+    factory, _, arguments, _ = EDITORS[name]
+    constraint, layers = sequence_constraint(seq2seq, request_ids), feed_forward(seq2seq)
+    plain = edit(seq2seq, constraint, factory(*arguments), layers, max_steps=4)
+    graphed = edit(seq2seq, constraint, factory(*arguments), layers, max_steps=4, create_graph=True)
+    assert_same_edit(graphed, (plain.params, plain.history), 1e-12)
+
+
+# When it stops
+
+
+def test_constraint_that_holds_needs_no_step(classifier):
+    x = features()
+    target = int(classifier.eval()(x).logits.argmax())
+    result = edit(classifier, ClassConstraint({"features": x}, target), rmsprop(0.1), "*")
+    assert result.success and result.num_steps == 0 and len(result.history) == 1 and result.loss < 0
+    assert all(torch.equal(result.params[name], param) for name, param in classifier.named_parameters())
+
+
+def test_tie_counts_as_success(classifier):
+    result = edit(classifier, lambda model, params: 0 * params["head.bias"].sum(), gd(0.1), "head")
+    assert result.success and result.num_steps == 0
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_no_steps_allowed(classifier, create_graph):
+    constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
+    result = edit(classifier, constraint, rmsprop(0.1), "head", max_steps=0, create_graph=create_graph)
+    assert not result.success and result.num_steps == 0 and len(result.history) == 1 and result.loss > 0
+
+
+def test_failure_is_a_result(classifier):
+    constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
+    result = edit(classifier, constraint, gd(1e-6), "head", max_steps=3)
+    assert not result.success and result.num_steps == 3 and len(result.history) == 4 and result.loss > 0
+
+
+def test_history_holds_the_constraint_before_each_step_and_after_the_last(classifier):
+    constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
+    full = edit(classifier, constraint, rmsprop(0.02), "head", max_steps=20)
+    for steps in range(full.num_steps + 1):
+        part = edit(classifier, constraint, rmsprop(0.02), "head", max_steps=steps)
+        assert part.history == full.history[: steps + 1]
+    assert full.success and all(loss > 0 for loss in full.history[:-1])
+
+
+def test_negative_max_steps(classifier):
+    with pytest.raises(ValueError, match="`max_steps` must be 0 or more, got -1"):
+        edit(classifier, lambda model, params: 0, gd(0.1), "head", max_steps=-1)
+
+
+def test_selection_that_fits_nothing(classifier):
+    with pytest.raises(ValueError, match="matches no parameter of Classifier"):
+        edit(classifier, lambda model, params: 0, gd(0.1), "tail")
+
+
+# What it leaves alone
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_model_is_left_as_it_was(marian, request_ids, create_graph):
+    marian.train()
+    marian.model.encoder.layers[1].eval()
+    marian.model.decoder.layers[0].fc1.eval()
+    ids = request_ids.inputs["input_ids"]
+    marian(input_ids=ids, labels=ids).loss.backward()
+    before = snapshot(marian)
+    result = edit(
+        marian, sequence_constraint(marian, request_ids), rmsprop(0.01), "*", max_steps=2, create_graph=create_graph
+    )
+    assert result.num_steps == 2
+    assert_unchanged(marian, before)
+
+
+@pytest.mark.parametrize("failing_call", [1, 3])
+def test_model_is_left_as_it_was_after_an_exception(marian, request_ids, failing_call):
+    marian.train()
+    marian.model.decoder.layers[0].eval()
+    before, calls = snapshot(marian), []
+
+    def constraint(model, params):
+        calls.append(len(calls))
+        if len(calls) == failing_call:
+            raise RuntimeError("the constraint failed")
+        return sequence_constraint(marian, request_ids)(model, params)
+
+    with pytest.raises(RuntimeError, match="the constraint failed"):
+        edit(marian, constraint, rmsprop(0.01), "last_decoder_layer")
+    assert len(calls) == failing_call
+    assert_unchanged(marian, before)
+
+
+def test_edit_from_train_mode_equals_edit_from_eval_mode(marian, request_ids):
+    constraint = sequence_constraint(marian, request_ids)
+    train = edit(marian.train(), constraint, rmsprop(0.01), "last_decoder_layer", max_steps=3)
+    evaluated = edit(marian.eval(), constraint, rmsprop(0.01), "last_decoder_layer", max_steps=3)
+    assert train.history == evaluated.history
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_running_statistics_do_not_move(batch_norm_classifier, create_graph):
+    model = batch_norm_classifier
+    model.train()(torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    constraint = ClassConstraint({"features": features()}, wrong_class(model))
+    before = snapshot(model.train())
+    result = edit(model, constraint, rmsprop(0.05), "*", create_graph=create_graph)
+    assert result.num_steps > 0
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("max_steps", [0, 2])
+def test_no_graph_is_left_without_create_graph(marian, request_ids, max_steps):
+    learnable = LearnableEditor("rmsprop", learn_learning_rate=True).double()
+    constraint = sequence_constraint(marian, request_ids)
+    result = edit(marian, constraint, learnable.build(), "last_decoder_layer", max_steps=max_steps)
+    for tensor in (*result.params.values(), result.loss):
+        assert not tensor.requires_grad and tensor.grad_fn is None
+
+
+def test_graph_reaches_everything_with_create_graph(marian, request_ids):
+    learnable = LearnableEditor("rmsprop", learn_learning_rate=True).double()
+    constraint = sequence_constraint(marian, request_ids)
+    result = edit(marian, constraint, learnable.build(), "last_decoder_layer", max_steps=2, create_graph=True)
+    (result.loss + sum(value.square().sum() for value in result.params.values())).backward()
+    assert all(parameter.grad != 0 for parameter in learnable.parameters())
+    without = {name for name, param in marian.named_parameters() if param.grad is None or not param.grad.any()}
+    assert without <= {"model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"}
+
+
+def test_edit_works_inside_no_grad_and_leaves_it_on(marian, request_ids):
+    constraint = sequence_constraint(marian, request_ids)
+    expected = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
+    with torch.no_grad():
+        result = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
+        assert not torch.is_grad_enabled()
+    assert result.history == expected.history
+
+
+def test_frozen_parameters_can_be_edited(marian, request_ids):
+    constraint = sequence_constraint(marian, request_ids)
+    expected = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
+    marian.requires_grad_(False)
+    result = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
+    assert result.history == expected.history
+
+
+@pytest.mark.parametrize("max_steps", [0, 2])
+def test_result_does_not_follow_a_later_change_of_the_model(classifier, max_steps):
+    constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
+    result = edit(classifier, constraint, rmsprop(0.05), "head", max_steps=max_steps)
+    kept = {name: value.clone() for name, value in result.params.items()}
+    with torch.no_grad():
+        classifier.head.weight.zero_()
+    assert all(torch.equal(result.params[name], kept[name]) for name in kept)
+
+
+# edited()
+
+
+def perturbed(model, layers="last_decoder_layer"):
+    return {name: param.detach() + 0.1 for name, param in select_parameters(model, layers).items()}
+
+
+def test_edited_applies_and_restores_bit_for_bit(marian, request_ids):
+    before = snapshot(marian)
+    result = edit(marian, sequence_constraint(marian, request_ids), rmsprop(0.01), "last_decoder_layer", max_steps=3)
+    with edited(marian, result) as inside:
+        assert inside is marian
+        own = dict(marian.named_parameters())
+        assert all(torch.equal(own[name], value) for name, value in result.params.items())
+        value = oracle_sequence_constraint(marian, request_ids)(marian.eval())
+        assert value.item() == pytest.approx(result.history[-1], abs=1e-10)
+        marian.train(before[2][""])
+    assert_unchanged(marian, before)
+
+
+def test_edited_accepts_a_plain_dict_and_one_with_graph(marian):
+    before, params = snapshot(marian), perturbed(marian)
+    with edited(marian, {name: value.requires_grad_() * 1 for name, value in params.items()}):
+        own = dict(marian.named_parameters())
+        assert all(torch.equal(own[name], value) for name, value in params.items())
+        assert all(own[name].is_leaf for name in params)
+    assert_unchanged(marian, before)
+
+
+def test_edited_restores_after_an_exception(marian):
+    before = snapshot(marian)
+    with pytest.raises(KeyError, match="inside"), edited(marian, perturbed(marian)):
+        raise KeyError("inside")
+    assert_unchanged(marian, before)
+
+
+def test_edited_restores_when_applying_fails(marian):
+    before, params = snapshot(marian), perturbed(marian)
+    params[list(params)[-1]] = torch.zeros(3, 3, 3)
+    with pytest.raises(RuntimeError), edited(marian, params):
+        pass
+    assert_unchanged(marian, before)
+
+
+def test_edited_changes_tied_weights_together(seq2seq):
+    (name,) = [name for name, _ in seq2seq.named_parameters() if name.endswith("shared.weight")]
+    with edited(seq2seq, perturbed(seq2seq, name)):
+        assert seq2seq.get_output_embeddings().weight is seq2seq.get_input_embeddings().weight
+
+
+def test_edited_refuses_unknown_names(classifier):
+    before = snapshot(classifier)
+    params = {"head.bias": torch.zeros(5), "tail.bias": torch.zeros(5)}
+    message = "The edit holds parameters that Classifier does not have: tail.bias"
+    with pytest.raises(ValueError, match=message), edited(classifier, params):
+        pass
+    assert_unchanged(classifier, before)
+
+
+def test_edits_can_be_nested_and_repeated(classifier):
+    model, before = copy.deepcopy(classifier), snapshot(classifier)
+    constraint = ClassConstraint({"features": features()}, wrong_class(model))
+    first = edit(classifier, constraint, rmsprop(0.05), "head", max_steps=2)
+    with edited(classifier, first):
+        second = edit(classifier, constraint, rmsprop(0.05), "second", max_steps=2)
+        assert second.history[0] == pytest.approx(first.history[-1], abs=1e-12)
+        with edited(classifier, second):
+            pass
+    assert isinstance(model.head, nn.Linear)
+    before[2].update(snapshot(classifier)[2])
+    assert_unchanged(classifier, before)
