@@ -47,3 +47,79 @@ def marian_template():
 def tiny_marian(marian_template):
     """A two-layer Marian in float32 and train mode, one's own copy: vocabulary 40, pad 1, eos 2, start 1."""
     return copy.deepcopy(marian_template)
+
+
+def _made_up_pairs(count):
+    # Word for word, with the verb at the end on one side, so that a small model learns most of it in seconds.
+    people = [
+        ("der hund", "the dog"),
+        ("die katze", "the cat"),
+        ("mein bruder", "my brother"),
+        ("die frau", "the woman"),
+    ]
+    things = [("das haus", "the house"), ("ein buch", "a book"), ("den zug", "the train"), ("die stadt", "the city")]
+    manners = [("heute", "today"), ("nie", "never"), ("schnell", "quickly"), ("gern", "gladly"), ("", "")]
+    verbs = [("sieht", "sees"), ("findet", "finds"), ("sucht", "seeks"), ("malt", "paints"), ("kauft", "buys")]
+    pairs = {}
+    number = 0
+    while len(pairs) < count:
+        number = (number * 1103515245 + 12345) % 2**31
+        choice = number >> 8
+        words = []
+        for options in (people, things, manners, verbs):
+            choice, index = divmod(choice, len(options))
+            words.append(options[index])
+        person, thing, manner, verb = words
+        source = " ".join(word for word in (person[0], thing[0], manner[0], verb[0], ".") if word)
+        target = " ".join(word for word in (person[1], manner[1], verb[1], thing[1], ".") if word)
+        pairs[source] = target
+    return list(pairs), list(pairs.values())
+
+
+@pytest.fixture(scope="session")
+def sentence_pairs():
+    """200 distinct made-up sentences and their translations, Moses-tokenised and lower-cased."""
+    return _made_up_pairs(200)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sentence_pairs):
+    from editable_hf.data.tokenizer import train_tokenizer
+
+    sources, targets = sentence_pairs
+    return train_tokenizer([*sources, *targets], vocab_size=100, max_length=40)
+
+
+@pytest.fixture(scope="session")
+def encoded_pairs(sentence_pairs, tokenizer):
+    """The pairs as a dataset with columns `input_ids`, `attention_mask`, `labels`."""
+    from datasets import Dataset
+
+    sources, targets = sentence_pairs
+    return Dataset.from_dict(dict(tokenizer(sources, text_target=targets)))
+
+
+@pytest.fixture(scope="session")
+def translator_template(tokenizer, encoded_pairs):
+    from transformers import DataCollatorForSeq2Seq
+
+    from editable_hf.models import iwslt_transformer_config
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MarianMTModel(iwslt_transformer_config(tokenizer, "tiny", dropout=0.0, max_length=40))
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+        rows = encoded_pairs.to_list()
+        for step in range(80):
+            batch = collate([rows[(20 * step + offset) % len(rows)] for offset in range(20)])
+            model(**batch, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture
+def trained_marian(translator_template):
+    """A Marian in float64 that has half learnt to translate `sentence_pairs`, one's own copy, in eval mode."""
+    return copy.deepcopy(translator_template).double()

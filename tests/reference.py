@@ -83,7 +83,7 @@ def edit_copy(
 ) -> tuple[dict[str, Tensor], list[float]]:
     """The edit on a deep copy of the model, in place and by `backward`; the copy's parameters and the losses."""
     model = copy.deepcopy(model).eval()
-    params = [dict(model.named_parameters())[name] for name in names]
+    params = [dict(model.named_parameters())[name].requires_grad_() for name in names]
     grads: list[Tensor] = []
     losses: list[float] = []
     while True:
@@ -93,7 +93,7 @@ def edit_copy(
         if losses[-1] <= 0 or len(grads) == max_steps:
             return {name: param.detach() for name, param in zip(names, params, strict=True)}, losses
         loss.backward()
-        grads.append(torch.cat([param.grad.flatten() for param in params]))
+        grads.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params]))
         steps = editor(grads).split([param.numel() for param in params])
         for param, step in zip(params, steps, strict=True):
             param.data += step.view_as(param)

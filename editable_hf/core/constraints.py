@@ -150,7 +150,8 @@ class SequenceConstraint:
         scores = log_probs.sum(1)
         if self.length_penalty == 0:
             return scores
-        return scores / (labels != IGNORE_INDEX).sum(1) ** self.length_penalty
+        lengths = (labels != IGNORE_INDEX).sum(1).to(scores.dtype)
+        return scores / lengths**self.length_penalty
 
     def to(self, device: torch.device) -> SequenceConstraint:
         """A copy with its tensors on `device`."""

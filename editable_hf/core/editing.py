@@ -68,8 +68,10 @@ def edit(
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     params = select_parameters(model, layers)
     functional_model = FunctionalModel(model, list(params), create_graph)
-    if not create_graph:
-        params = {name: param.detach() for name, param in params.items()}
+    if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
+        params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
+    else:  # copies: after 0 steps the result must not share memory with the model
+        params = {name: param.detach().clone() for name, param in params.items()}
     history: list[float] = []
     with eval_mode(model), torch.enable_grad():
         state = editor.init(params)

@@ -31,6 +31,11 @@ def draw_requests(num_requests: int, first: int, count: int, seed: int) -> list[
     return rows
 
 
+def longest_decodable(model: PreTrainedModel) -> int | None:
+    """Most tokens `model` can decode, or `None` where it has no limit (T5's positions are relative)."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def request_constraint(
     request: Mapping[str, Any], model: PreTrainedModel, length_penalty: float = 0.0
 ) -> SequenceConstraint:
@@ -56,7 +61,7 @@ def request_constraint(
         request["alternatives"],
         decoder_start_token_id=config.pad_token_id if start is None else start,
         pad_token_id=config.pad_token_id,
-        max_length=getattr(config, "max_position_embeddings", None),  # T5 has none: its positions are relative
+        max_length=longest_decodable(model),
         length_penalty=length_penalty,
     )
 
@@ -72,7 +77,8 @@ def make_edit_requests(
     max_new_tokens: int = 128,
     batch_size: int = 16,
     seed: int = 0,
-    progress: bool = True,
+    first_id: int = 0,
+    progress: str | None = "edit requests",
 ) -> Dataset:
     """Edit requests for `sources`: alternatives by beam search, targets by sampling (section 4.4).
 
@@ -89,10 +95,11 @@ def make_edit_requests(
         max_new_tokens: Longest translation generated.
         batch_size: Sources decoded together.
         seed: Seed of the sampling.
-        progress: Show a progress bar.
+        first_id: `id` of the first source; the others count on from it.
+        progress: Title of the progress bar, none if `None`.
 
     Returns:
-        A dataset with columns `id` (position in `sources`), `source`, `target`, `source_ids`, `target_ids`,
+        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `source_ids`, `target_ids`,
         `alternatives` (lists of token ids, best first).
 
     Raises:
@@ -100,12 +107,13 @@ def make_edit_requests(
     """
     _check_pairs(sources, targets)
     rows: list[dict[str, Any]] = []
+    max_new_tokens = min(max_new_tokens, (longest_decodable(model) or max_new_tokens + 1) - 1)
     mode = model.training
     model.eval()
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        for start in tqdm(range(0, len(sources), batch_size), desc="edit requests", disable=not progress):
+        for start in tqdm(range(0, len(sources), batch_size), desc=progress, disable=progress is None):
             batch = list(sources[start : start + batch_size])
             inputs = tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(model.device)
             beams = model.generate(
@@ -132,7 +140,7 @@ def make_edit_requests(
                 source_ids = inputs["input_ids"][offset][inputs["attention_mask"][offset].bool()].tolist()
                 rows.append(
                     {
-                        "id": start + offset,
+                        "id": first_id + start + offset,
                         "source": batch[offset],
                         "target": tokenizer.decode(ids, skip_special_tokens=True),
                         "source_ids": source_ids,

@@ -45,7 +45,7 @@ def showcase(
         [sources[index]],
         targets=[references[index]],
         num_alternatives=num_alternatives,
-        progress=False,
+        progress=None,
     )
     (record,) = evaluator.evaluate(
         requests, editor, max_steps=max_steps, length_penalty=length_penalty, progress=None

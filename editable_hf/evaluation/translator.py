@@ -6,8 +6,23 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
+
+from editable_hf.data.requests import longest_decodable
+
+
+class _BeamCache(EncoderDecoderCache):
+    """Reorders the decoder's own keys and values only: all beams of a sentence see the same encoder output.
+
+    The stock cache copies the (larger) cross-attention part at every step, a quarter of the time of a beam search.
+    """
+
+    def __init__(self):
+        super().__init__(DynamicCache(), DynamicCache())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
 
 
 class Translator:
@@ -55,7 +70,7 @@ class Translator:
 
     def _limit(self, source_length: int, ratio: float) -> int:
         limit = int(ratio * source_length) + 10
-        longest = getattr(self.model.config, "max_position_embeddings", None)  # T5 has none
+        longest = longest_decodable(self.model)
         return limit if longest is None else min(limit, longest - 1)
 
     @torch.no_grad()
@@ -74,6 +89,7 @@ class Translator:
             output = self.model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=self._encode(number)),
                 attention_mask=batch["attention_mask"],
+                past_key_values=_BeamCache(),
                 num_beams=self.num_beams,
                 do_sample=False,
                 early_stopping=True,

@@ -73,7 +73,9 @@ class EditableArguments:
             raise ValueError(f"Unknown `editor` {self.editor!r}. Choose one of: {', '.join(EDITORS)}.")
         if self.base_loss not in BASE_LOSSES:
             raise ValueError(f"`base_loss` must be one of {', '.join(BASE_LOSSES)}, got {self.base_loss!r}.")
-        for name in ("edit_coef", "locality_coef"):
+        if not self.edit_learning_rate > 0:
+            raise ValueError(f"`edit_learning_rate` must be more than 0, got {self.edit_learning_rate}.")
+        for name in ("edit_coef", "locality_coef", "editor_learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         for name in ("edit_max_steps", "edits_per_step"):

@@ -16,7 +16,7 @@ from editable_hf.core.losses import edit_loss, objective
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import draw_requests
 from editable_hf.training.checks import check_supported
-from editable_hf.training.editor_config import EditorConfig
+from editable_hf.training.editor_config import EditorConfig, restore_editor
 
 
 class EditableTrainerMixin(ABC):
@@ -40,7 +40,9 @@ class EditableTrainerMixin(ABC):
         args, model = self.args, self.model
         check_supported(model, args)
         self.edit_dataset = edit_dataset
-        self.edit_parameters = list(select_parameters(model, args.edit_layers))
+        # A model that was trained before still has its editor, which "*" would select.
+        selected = select_parameters(model, args.edit_layers)
+        self.edit_parameters = [name for name in selected if not name.startswith("editor.")]
         self.teacher = None
         if args.base_loss == "distillation":
             self.teacher = deepcopy(model).eval().requires_grad_(False)
@@ -119,17 +121,11 @@ class EditableTrainerMixin(ABC):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._restore_editor(resume_from_checkpoint)
+        restore_editor(self.model.editor, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._restore_editor(self.state.best_model_checkpoint)
-
-    def _restore_editor(self, folder: str) -> None:
-        config = EditorConfig.from_pretrained(folder)
-        with torch.no_grad():
-            for name, parameter in self.model.editor.named_parameters():
-                parameter.fill_(config.learnt[name])
+        restore_editor(self.model.editor, self.state.best_model_checkpoint)
 
     def editor_config(self) -> EditorConfig:
         """The editor as it stands, as it is saved beside the weights."""

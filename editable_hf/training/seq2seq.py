@@ -40,7 +40,7 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
 
     Raises:
         ValueError: At construction for FSDP, DeepSpeed, DataParallel, fused attention, unknown layers, or a request
-            dataset without the needed columns.
+            dataset that is empty or lacks a column.
     """
 
     def __init__(self, model, args: EditableSeq2SeqTrainingArguments, *, edit_dataset=None, **kwargs):
@@ -48,14 +48,8 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
         if kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
         super().__init__(model=model, args=args, **kwargs)
-        missing = {"source_ids", "target_ids", "alternatives"} - set(
-            edit_dataset.column_names if edit_dataset is not None else ("source_ids", "target_ids", "alternatives")
-        )
-        if missing:
-            raise ValueError(
-                f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {edit_dataset.column_names}. "
-                "Build it with `make_edit_requests`."
-            )
+        if edit_dataset is not None:
+            _check_requests(edit_dataset)
         self._init_editable(edit_dataset)
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
@@ -151,3 +145,14 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
         )
         # The sampler shards by itself; accelerate only moves the batches.
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+
+def _check_requests(edit_dataset) -> None:
+    missing = {"source_ids", "target_ids", "alternatives"} - set(edit_dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {edit_dataset.column_names}. "
+            "Build it with `make_edit_requests`."
+        )
+    if len(edit_dataset) == 0:
+        raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")

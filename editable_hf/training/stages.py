@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ class Stages:
 
     def __init__(self, output_dir: str | Path):
         self.output_dir = Path(output_dir)
-        self.state = PartialState()
+        # Processes that wait for the main one's evaluation must not give up after the default 30 minutes.
+        self.state = PartialState(timeout=timedelta(days=2))
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
 

@@ -5,6 +5,7 @@ import pytest
 import reference
 import torch
 from torch import nn
+from transformers import T5ForConditionalGeneration
 
 from editable_hf.core import (
     ClassConstraint,
@@ -22,13 +23,14 @@ from editable_hf.core import (
 )
 
 LAST_LAYER = {"MarianMTModel": "model.decoder.layers.1", "BartForConditionalGeneration": "model.decoder.layers.1"}
+FLOAT64, FLOAT32 = 1e-9, 1e-4  # tolerances
 # factory, oracle, arguments for translation, arguments for classification
 EDITORS = {
-    "gd": (gd, reference.gd, (0.01,), (0.5,)),
+    "gd": (gd, reference.gd, (0.01,), (0.02,)),
     "scaled_gd": (scaled_gd, reference.scaled_gd, (0.3,), (0.3,)),
     "rprop": (rprop, reference.rprop, (0.01,), (0.05,)),
     "rmsprop": (rmsprop, reference.rmsprop, (0.01, 0.5), (0.05, 0.5)),
-    "momentum": (momentum, reference.momentum, (0.01, 0.5), (0.3, 0.5)),
+    "momentum": (momentum, reference.momentum, (0.01, 0.5), (0.01, 0.5)),
     "adam": (adam, reference.adam, (0.01, 0.2, 0.9), (0.05, 0.2, 0.9)),
 }
 # The gradient of a key projection's bias is 0 but for rounding (softmax ignores a shift), and RProp would follow the
@@ -36,7 +38,7 @@ EDITORS = {
 FEED_FORWARD = ("fc1", "fc2", "DenseReluDense")
 
 every_editor = pytest.mark.parametrize("name", EDITORS)
-both_dtypes = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+both_dtypes = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, FLOAT64), (torch.float32, FLOAT32)])
 
 
 def feed_forward(model):
@@ -70,11 +72,18 @@ def wrong_class(model):
     return int(model.eval()(features(model.head.weight.dtype)).logits.argmin())
 
 
-def assert_same_edit(result, expected, tolerance=1e-9):
+def tolerance_of(model):
+    # T5's layer norm takes its mean square in float32 whatever the dtype of the rest.
+    return 1e-6 if isinstance(model, T5ForConditionalGeneration) else FLOAT64
+
+
+def assert_same_edit(result, expected, tolerance=FLOAT64):
     params, losses = expected
     assert list(result.params) == list(params)
     for name, value in params.items():
-        torch.testing.assert_close(result.params[name], value, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            result.params[name], value, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert result.history == pytest.approx(losses, abs=10 * tolerance)
     assert result.num_steps == len(losses) - 1
     assert result.success == (losses[-1] <= 0)
@@ -115,7 +124,7 @@ def test_translation_edit_follows_the_oracle(name, dtype, tolerance, seq2seq, re
         model, oracle_sequence_constraint(model, request_ids), names, lambda grads: oracle(grads, *arguments), 6
     )
     assert result.num_steps > 0
-    assert_same_edit(result, expected, tolerance)
+    assert_same_edit(result, expected, max(tolerance, tolerance_of(model)))
 
 
 @every_editor
@@ -140,11 +149,11 @@ def test_last_decoder_layer_edit_follows_the_oracle(seq2seq, request_ids):
     prefix = LAST_LAYER.get(type(seq2seq).__name__, "decoder.block.1")
     names = [name for name, _ in seq2seq.named_parameters() if name.startswith(f"{prefix}.")]
     constraint = sequence_constraint(seq2seq, request_ids)
-    result = edit(seq2seq, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=30)
-    oracle = functools.partial(reference.rmsprop, alpha=0.01, beta=0.5)
+    result = edit(seq2seq, constraint, rmsprop(0.003), "last_decoder_layer", max_steps=30)
+    oracle = functools.partial(reference.rmsprop, alpha=0.003, beta=0.5)
     expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), names, oracle, 30)
     assert result.success and result.num_steps > 1
-    assert_same_edit(result, expected)
+    assert_same_edit(result, expected, tolerance_of(seq2seq))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -155,7 +164,7 @@ def test_edit_of_the_encoder_too_follows_the_oracle(seq2seq, request_ids, create
     oracle = functools.partial(reference.rmsprop, alpha=0.002, beta=0.5)
     expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), names, oracle, 4)
     assert result.num_steps > 1
-    assert_same_edit(result, expected)
+    assert_same_edit(result, expected, tolerance_of(seq2seq))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -177,7 +186,7 @@ def test_edit_of_tied_embeddings_follows_the_oracle(seq2seq, request_ids, create
     oracle = functools.partial(reference.rmsprop, alpha=0.01, beta=0.5)
     expected = reference.edit_copy(seq2seq, oracle_sequence_constraint(seq2seq, request_ids), [name], oracle, 4)
     assert result.num_steps > 1
-    assert_same_edit(result, expected)
+    assert_same_edit(result, expected, tolerance_of(seq2seq))
 
 
 @every_editor
@@ -249,7 +258,7 @@ def test_model_is_left_as_it_was(marian, request_ids, create_graph):
     marian(input_ids=ids, labels=ids).loss.backward()
     before = snapshot(marian)
     result = edit(
-        marian, sequence_constraint(marian, request_ids), rmsprop(0.01), "*", max_steps=2, create_graph=create_graph
+        marian, sequence_constraint(marian, request_ids), rmsprop(1e-3), "*", max_steps=2, create_graph=create_graph
     )
     assert result.num_steps == 2
     assert_unchanged(marian, before)
@@ -268,7 +277,7 @@ def test_model_is_left_as_it_was_after_an_exception(marian, request_ids, failing
         return sequence_constraint(marian, request_ids)(model, params)
 
     with pytest.raises(RuntimeError, match="the constraint failed"):
-        edit(marian, constraint, rmsprop(0.01), "last_decoder_layer")
+        edit(marian, constraint, rmsprop(1e-4), "last_decoder_layer")
     assert len(calls) == failing_call
     assert_unchanged(marian, before)
 
@@ -319,11 +328,13 @@ def test_edit_works_inside_no_grad_and_leaves_it_on(marian, request_ids):
     assert result.history == expected.history
 
 
-def test_frozen_parameters_can_be_edited(marian, request_ids):
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_frozen_parameters_can_be_edited(marian, request_ids, create_graph):
     constraint = sequence_constraint(marian, request_ids)
     expected = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
     marian.requires_grad_(False)
-    result = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2)
+    result = edit(marian, constraint, rmsprop(0.01), "last_decoder_layer", max_steps=2, create_graph=create_graph)
+    assert not any(param.requires_grad for param in marian.parameters())
     assert result.history == expected.history
 
 

@@ -252,7 +252,9 @@ def test_unknown_editor():
 
 
 def test_unknown_hyperparameter():
-    with pytest.raises(ValueError, match="Editor 'rmsprop' has no hyperparameter 'beta1', 'mu'. It has: learning_rate"):
+    with pytest.raises(
+        ValueError, match="Editor 'rmsprop' has no hyperparameter 'beta1', 'mu'. It has: learning_rate"
+    ):
         LearnableEditor("rmsprop", mu=0.5, beta1=0.5)
 
 

@@ -19,6 +19,8 @@ TEMPLATES: tuple[Template, ...] = (
 
 # A template that yields only known sentences this many times in a row is taken to be used up.
 _MAX_REJECTIONS = 100
+# Larger templates could give more, but would then outweigh the small ones.
+_MAX_PAIRS_PER_TEMPLATE = 2_000
 
 
 class Pair(TypedDict):
@@ -91,7 +93,7 @@ def embedded_corpus(
         `template` (such as "travel.delay") and `domain`. Text is cased, punctuated and not tokenised.
 
     Raises:
-        ValueError: If a size is not positive, or larger than the number of pairs available with even templates.
+        ValueError: If a size is not positive, or larger than the number of pairs available.
 
     Example:
         >>> corpus = embedded_corpus(num_train=1_000)
@@ -117,6 +119,6 @@ def embedded_corpus(
 
 
 def max_pairs() -> int:
-    """Returns the largest corpus in which no template runs short."""
-    # Half of the fillings of the smallest template: the rest would take many draws to hit.
-    return len(TEMPLATES) * min(template.num_fillings for template in TEMPLATES) // 2
+    """Returns the size of the largest corpus in which no template is more than 4% of the rows."""
+    # Half of the fillings, because the last ones take many draws to hit and some fill two slots with the same word.
+    return sum(min(template.num_fillings // 2, _MAX_PAIRS_PER_TEMPLATE) for template in TEMPLATES)

@@ -20,17 +20,16 @@ _MIXED = {"nom": ("er", "e", "es", "en"), "acc": ("en", "e", "es", "en"), "dat":
 _EIN = {"nom": ("", "e", "", "e"), "acc": ("en", "e", "", "e"), "dat": ("em", "er", "em", "en")}
 
 _EIN_WORDS = frozenset({"ein", "kein", "mein", "dein", "sein", "ihr", "unser"})
-_DER_WORDS = {"dieser": "dies", "jeder": "jed"}
+_DER_WORDS = {"dieser": "dies"}
 # A preposition with the definite article; the contraction is used wherever German has a usual one.
 _CONTRACTIONS = {
     "im": ("in", {"dem": "im"}),
     "ins": ("in", {"das": "ins"}),
-    "am": ("an", {"dem": "am"}),
     "beim": ("bei", {"dem": "beim"}),
     "vom": ("von", {"dem": "vom"}),
     "zum": ("zu", {"dem": "zum", "der": "zur"}),
 }
-_ADJECTIVE_STEMS = {"teuer": "teur", "dunkel": "dunkl", "hoch": "hoh", "müde": "müd", "leise": "leis"}
+_ADJECTIVE_STEMS = {"teuer": "teur", "dunkel": "dunkl", "hoch": "hoh"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class GermanNoun:
     """A noun with the information needed to decline it.
 
     Formatting takes `"<case>[.pl] [determiner] [adjective stems]"`: case is nom, acc or dat, the determiner is
-    der, dieser, jeder, an ein-word (ein, kein, mein, ...), a contracted preposition (im, ins, am, beim, vom, zum)
+    der, dieser, an ein-word (ein, kein, mein, ...), a contracted preposition (im, ins, beim, vom, zum)
     or `-` for none. No specification gives the bare nominative.
     """
 
@@ -109,6 +108,7 @@ def decline(noun: GermanNoun, spec: str) -> str:
 _IRREGULAR = {  # 1sg, 2sg, 3sg, plural
     "sein": ("bin", "bist", "ist", "sind"),
     "haben": ("habe", "hast", "hat", "haben"),
+    "werden": ("werde", "wirst", "wird", "werden"),
     "wissen": ("weiß", "weißt", "weiß", "wissen"),
     "können": ("kann", "kannst", "kann", "können"),
     "müssen": ("muss", "musst", "muss", "müssen"),
@@ -177,7 +177,7 @@ class GermanPerson:
 
 @dataclass(frozen=True)
 class GermanCountry:
-    """A country; formatting takes `acc` or a preposition: `in` (where), `nach` (where to), `aus` (where from)."""
+    """A country; formatting takes `acc` or a preposition: `in`, `nach` (where to), `aus` or `von`."""
 
     noun: GermanNoun
     has_article: bool
@@ -187,4 +187,4 @@ class GermanCountry:
             return self.noun.singular if spec == "acc" else f"{spec} {self.noun.singular}"
         if spec == "aus":
             return f"aus {self.noun:dat der}"
-        return format(self.noun, {"acc": "acc der", "in": "dat im", "nach": "acc ins"}[spec])
+        return format(self.noun, {"acc": "acc der", "in": "dat im", "nach": "acc ins", "von": "dat vom"}[spec])

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 from .english import EnglishNoun
 from .german import GermanNoun
-from .localized import FIGURES, WEEKDAYS
+from .localized import WEEKDAYS
 from .template import Filler
 
 
-def noun(german: str, english: str, plural: str = "") -> Filler:
+def noun(german: str, english: str) -> Filler:
     """A noun pair; `german` is written with its article, which gives the gender."""
     article, _, word = german.partition(" ")
     gender = {"der": "m", "die": "f", "das": "n"}[article]
-    return Filler(GermanNoun(word, gender, plural), EnglishNoun(english))
+    return Filler(GermanNoun(word, gender), EnglishNoun(english))
 
 
 def plural_noun(german: str, english: str) -> Filler:
@@ -36,8 +36,8 @@ def nouns(text: str) -> list[Filler]:
 def activity(rest: str, verb: str, participle: str, english: tuple[str, str, str], aux: str = "haben") -> Filler:
     """Something one does: "Musik", "hören", "gehört", ("listen to music", "listened to music", ...).
 
-    The German forms are `verb` (to conjugate), `tail` (what ends the clause, with its space), `inf`, `zu` and `pp` with the auxiliary
-    `aux`; the English ones `base`, `past` and `ing`.
+    The German forms are `verb` (to conjugate), `tail` (what ends the clause, with its space), `inf`, `zu` and `pp`
+    with the auxiliary `aux`; the English ones `base`, `past` and `ing`.
     """
     lead, tail = (f"{rest} ", f" {rest}") if rest else ("", "")
     german = SimpleNamespace(
@@ -47,19 +47,21 @@ def activity(rest: str, verb: str, participle: str, english: tuple[str, str, str
 
 
 CLOTHES = nouns(
-    "die Jacke = jacket; das Hemd = shirt; das Kleid = dress; der Mantel = coat; der Pullover = sweater;"
-    "der Hut = hat; der Schal = scarf; der Rock = skirt; die Bluse = blouse; der Gürtel = belt"
+    "die Jacke = jacket; das Hemd = shirt; der Mantel = coat; der Pullover = sweater; der Hut = hat;"
+    "der Schal = scarf; der Gürtel = belt; das Kleid = dress; der Rock = skirt; die Bluse = blouse"
 )
 BELONGINGS = nouns(
     "der Pass = passport; der Koffer = suitcase; der Schlüssel = key; die Tasche = bag; der Regenschirm = umbrella;"
     "das Handy = phone; die Kamera = camera; das Buch = book; das Fahrrad = bike; die Gitarre = guitar"
 )
-GIFTS = [*BELONGINGS[3:], *CLOTHES[4:7]]
+GIFTS = [*BELONGINGS[3:], *CLOTHES[3:6]]
 DOCUMENTS = nouns(
     "der Bericht = report; der Brief = letter; der Vertrag = contract; die Liste = list; die Rechnung = invoice;"
     "der Antrag = application; der Artikel = article; der Text = text; die Präsentation = presentation"
 )
-MESSAGES = nouns("der Brief = letter; die E-Mail = email; die Nachricht = message; das Gedicht = poem; die Karte = card")
+MESSAGES = nouns(
+    "der Brief = letter; die E-Mail = email; die Nachricht = message; das Gedicht = poem; die Karte = card"
+)
 LESSONS = nouns(
     "die Aufgabe = task; der Satz = sentence; das Wort = word; die Regel = rule; die Frage = question;"
     "das Problem = problem; die Formel = formula; die Antwort = answer"
@@ -69,9 +71,9 @@ EVENTS = nouns(
     "der Kurs = course; die Hochzeit = wedding; das Fest = festival"
 )
 PLACES = nouns(
-    "das Museum = museum; das Kino = movie theater; das Theater = theater; das Café = café; das Restaurant = restaurant;"
-    "die Bibliothek = library; die Bank = bank; der Supermarkt = supermarket; die Apotheke = pharmacy;"
-    "das Rathaus = city hall; das Hotel = hotel; das Schwimmbad = swimming pool"
+    "das Museum = museum; das Kino = movie theater; das Theater = theater; das Café = café;"
+    "das Restaurant = restaurant; die Bibliothek = library; die Bäckerei = bakery; der Supermarkt = supermarket;"
+    "die Apotheke = pharmacy; das Rathaus = city hall; das Hotel = hotel; das Schwimmbad = swimming pool"
 )
 LEISURE_PLACES = [*PLACES[:6], PLACES[11]]
 EATING_PLACES = [PLACES[3], PLACES[4], PLACES[10], noun("die Kantine", "cafeteria")]
@@ -109,7 +111,7 @@ ANIMALS = nouns(
     "der Hamster = hamster; der Papagei = parrot"
 )
 BODY_PARTS = nouns(
-    "der Rücken = back; der Kopf = head; der Hals = throat; der Bauch = stomach; das Knie = knee; der Arm = arm;"
+    "der Rücken = back; der Kopf = head; der Hals = throat; das Knie = knee;"
     "der Fuß = foot; das Bein = leg; die Schulter = shoulder; die Hand = hand"
 )
 MEDICINES = [
@@ -140,7 +142,7 @@ COLORS = words("rot = red; blau = blue; grün = green; schwarz = black; weiß = 
 ADJECTIVES = words("alt = old; neu = new; groß = big; klein = small; schön = beautiful; billig = cheap")
 TEXT_ADJECTIVES = words("lang = long; kurz = short; wichtig = important; schwierig = difficult; einfach = simple")
 FITS = words("teuer = expensive; groß = big; klein = small; lang = long; kurz = short; warm = warm; eng = tight")
-GOOD_POINTS = words("schön = beautiful; ruhig = quiet; modern = modern; sauber = clean; freundlich = friendly")
+GOOD_POINTS = words("schön = beautiful; ruhig = quiet; modern = modern; sauber = clean; gemütlich = cozy")
 BAD_POINTS = words("teuer = expensive; klein = small; laut = loud; dunkel = dark; voll = crowded; kalt = cold")
 VERDICTS = words(
     "wichtig = important; fertig = finished; falsch = wrong; dringend = urgent; sehr gut = very good;"
@@ -183,7 +185,7 @@ HOBBIES = [
     activity("Kuchen", "backen", "gebacken", ("bake cakes", "baked cakes", "baking cakes")),
     activity("Klavier", "spielen", "gespielt", ("play the piano", "played the piano", "playing the piano")),
     activity("Fußball", "spielen", "gespielt", ("play soccer", "played soccer", "playing soccer")),
-    activity("im Garten", "arbeiten", "gearbeitet", ("work in the garden", "worked in the garden", "working in the garden")),
+    activity("im Garten", "sitzen", "gesessen", ("sit in the garden", "sat in the garden", "sitting in the garden")),
     activity("", "tanzen", "getanzt", ("dance", "danced", "dancing")),
     activity("", "kochen", "gekocht", ("cook", "cooked", "cooking")),
     activity("Rad", "fahren", "gefahren", ("ride a bike", "rode a bike", "riding a bike"), aux="sein"),
@@ -191,7 +193,11 @@ HOBBIES = [
 
 _ON_WEEKDAYS = [Filler(f"am {day.de}", f"on {day.en}") for day in WEEKDAYS]
 _FUTURE = words("morgen = tomorrow; übermorgen = the day after tomorrow; heute Abend = this evening")
-FUTURE = [*_FUTURE, *words("nächste Woche = next week; nächsten Monat = next month; nächstes Jahr = next year"), *_ON_WEEKDAYS]
+FUTURE = [
+    *_FUTURE,
+    *words("nächste Woche = next week; nächsten Monat = next month; nächstes Jahr = next year"),
+    *_ON_WEEKDAYS,
+]
 NEXT_DAYS = [*_FUTURE, *_ON_WEEKDAYS]
 FOR_DAYS = [*_FUTURE[:2], *(Filler(day.de, day.en) for day in WEEKDAYS)]
 TODAY = words(
@@ -219,4 +225,3 @@ DAY_PARTS = words(
 FREQUENCIES = words("oft = often; selten = rarely; manchmal = sometimes; immer = always; fast nie = almost never")
 POSSESSIVES = words("mein = my; dein = your; unser = our")
 PREPOSITIONS = words("neben = next to; hinter = behind; vor = in front of; unter = under; auf = on")
-SIZES = FIGURES[34:46]

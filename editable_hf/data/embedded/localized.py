@@ -1,4 +1,4 @@
-"""Fillers from maintained libraries: Babel (CLDR) for names, dates, units and money, num2words for numbers in words."""
+"""Fillers from maintained libraries: Babel (CLDR) for names, dates, units and money, num2words for numbers."""
 
 import datetime
 
@@ -63,16 +63,15 @@ def _country(code: str) -> Filler:
 
 NUMBERS = [_number(value) for value in (*range(2, 21), 25, 30, 35, 40, 50, 60, 70, 80, 90)]
 SMALL_NUMBERS = [_number(value) for value in range(2, 13)]
-AGES = [_number(value) for value in range(18, 41)]
-FIGURES = [Filler(str(value), str(value)) for value in range(2, 50)]
+AGES = NUMBERS[16:]
+FIGURES = [Filler(str(value), str(value)) for value in range(2, 31)]
+SIZES = [Filler(str(value), str(value)) for value in range(36, 48, 2)]
 
 MONTHS = [
     Filler(get_month_names("wide", locale=_DE)[month], get_month_names("wide", locale=_EN)[month])
     for month in range(1, 13)
 ]
-WEEKDAYS = [
-    Filler(get_day_names("wide", locale=_DE)[day], get_day_names("wide", locale=_EN)[day]) for day in range(7)
-]
+WEEKDAYS = [Filler(get_day_names("wide", locale=_DE)[day], get_day_names("wide", locale=_EN)[day]) for day in range(7)]
 MORNING_TIMES = [_time(hour, minute) for hour in range(7, 12) for minute in (0, 15, 30, 45)]
 EVENING_TIMES = [_time(hour, minute) for hour in range(15, 21) for minute in (0, 15, 30, 45)]
 TIMES = MORNING_TIMES + EVENING_TIMES
@@ -80,16 +79,16 @@ DATES = [_date(month, day) for month in range(1, 13) for day in range(1, 29)]
 
 EUROS = _currency("EUR")
 CURRENCIES = [EUROS, *map(_currency, ("USD", "CHF", "GBP", "JPY", "SEK", "NOK", "DKK", "CAD", "AUD", "MXN", "INR"))]
-PRICES = [_price(euros + cents) for euros in (3, 5, 8, 12, 15, 19, 24, 29, 35, 49, 59, 79) for cents in (0.5, 0.9)]
-MONTHLY_RENTS = [_price(value, "#,##0") for value in range(400, 1500, 100)]
+PRICES = [_price(euros + 0.5) for euros in (3, 5, 8, 12, 15, 19, 24, 29, 35, 49, 59, 79)]
+MONTHLY_RENTS = [_price(value, "#,##0") for value in range(400, 1200, 100)]
 
-DEGREES = [_unit(value, "temperature-celsius") for value in range(2, 37)]
+DEGREES = [_unit(value, "temperature-celsius") for value in range(2, 31)]
 THOUSANDS = [
-    Filler(*(format_decimal(value, locale=locale) for locale in (_DE, _EN))) for value in range(1000, 10_000, 500)
+    Filler(*(format_decimal(value, locale=locale) for locale in (_DE, _EN))) for value in range(1000, 10_000, 1000)
 ]
-KILOMETERS = [_unit(value, "length-kilometer") for value in range(100, 1000, 50)]
+KILOMETERS = [_unit(value, "length-kilometer") for value in range(100, 550, 50)]
 KILOGRAMS = [_unit(value, "mass-kilogram") for value in range(2, 10)]
-GRAMS = [_unit(value, "mass-gram") for value in range(100, 1000, 50)]
+GRAMS = [_unit(value, "mass-gram") for value in range(100, 550, 50)]
 
 _COUNTRY_CODES = (
     "DE AT CH FR IT ES PT NL BE DK SE NO FI IS IE GR TR PL CZ SK HU RO BG HR UA US CA MX BR AR CL PE CU "

@@ -1,7 +1,6 @@
 """Edit requests for the embedded corpus, with sentences that show how far an edit reaches."""
 
 import random
-from collections.abc import Sequence
 from typing import TypedDict
 
 from datasets import Dataset
@@ -13,7 +12,7 @@ _NUM_NEIGHBOURS = 4
 _NUM_UNRELATED = 4
 
 
-class Pair(TypedDict):
+class Translation(TypedDict):
     """A German sentence and its translation."""
 
     source: str
@@ -74,17 +73,17 @@ def _request(template: Template, rng: random.Random) -> dict:
         "source": source,
         "target": target,
         "template": template.id,
-        "paraphrases": [Pair(source=german(de, filling), target=target) for de in template.de_paraphrases],
-        "neighbours": [Pair(source=de, target=en) for de, en in neighbours.items()],
-        "unrelated": _unrelated(template, rng, TEMPLATES),
+        "paraphrases": [Translation(source=german(de, filling), target=target) for de in template.de_paraphrases],
+        "neighbours": [Translation(source=de, target=en) for de, en in neighbours.items()],
+        "unrelated": _unrelated(template, rng),
     }
 
 
-def _unrelated(template: Template, rng: random.Random, templates: Sequence[Template]) -> list[Pair]:
+def _unrelated(template: Template, rng: random.Random) -> list[Translation]:
     """Pairs of templates of other domains, as the corpus has them."""
-    others = [other for other in templates if other.domain != template.domain]
+    others = [other for other in TEMPLATES if other.domain != template.domain]
     pairs = []
     for other in rng.sample(others, _NUM_UNRELATED):
         filling = other.sample(rng)
-        pairs.append(Pair(source=german(other.de, filling), target=english(other.en, filling)))
+        pairs.append(Translation(source=german(other.de, filling), target=english(other.en, filling)))
     return pairs

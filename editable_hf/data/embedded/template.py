@@ -48,7 +48,7 @@ class Template:
     @property
     def num_fillings(self) -> int:
         """An upper bound of the number of distinct fillings."""
-        return prod(len(fillers) for fillers in self.slots.values())
+        return prod(len({id(filler) for filler in fillers}) for fillers in self.slots.values())
 
     def sample(self, rng: random.Random) -> dict[str, Filler]:
         """Draws a value for every slot; no two slots get the same one."""

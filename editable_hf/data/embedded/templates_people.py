@@ -65,7 +65,7 @@ TEMPLATES = [
         "family.unsure",
         de="{s} {s:wissen} nicht, ob {p} {num} Kinder {p:haben}.",
         en="{s} {s:don't} know if {p} {p:have} {num} children.",
-        slots={"s": people.PRONOUNS, "p": people.SINGULAR_OTHERS, "num": localized.SMALL_NUMBERS[:6]},
+        slots={"s": people.PRONOUNS, "p": people.SINGULAR_OTHERS, "num": localized.SMALL_NUMBERS[:9]},
         en_alternatives=("{s} {s:don't} know whether {p} {p:have} {num} children.",),
     ),
     Template(
@@ -125,7 +125,7 @@ TEMPLATES = [
             "a": lexicon.words("gesund = healthy; gut = good; wichtig = important"),
             "t": lexicon.HABIT[:5],
             "num": localized.NUMBERS[8:],
-            "act": lexicon.HOBBIES,
+            "act": [lexicon.HOBBIES[1], *lexicon.HOBBIES[5:9], lexicon.HOBBIES[10]],
         },
         en_alternatives=("{t}, it is {a} to {act.base} for {num} minutes.",),
     ),

@@ -37,8 +37,8 @@ TEMPLATES = [
         en_alternatives=("The distance from {a} to {b} is {distance}.",),
     ),
     Template(
-        "geography.neighbors",
-        de="Die Reise {a:aus} {b:nach} war sehr {adj}.",
+        "geography.journey",
+        de="Die Reise {a:von} {b:nach} war sehr {adj}.",
         en="The journey from {a} to {b} was very {adj}.",
         slots={
             "a": localized.COUNTRIES,
@@ -62,10 +62,10 @@ TEMPLATES = [
     ),
     Template(
         "household.broken",
-        de="{n:nom der} in {room:dat der} funktioniert seit {t} nicht mehr.",
+        de="{n:nom der} {room:dat im} funktioniert seit {t} nicht mehr.",
         en="{n:the} in {room:the} has not worked since {t}.",
-        slots={"n": lexicon.APPLIANCES, "room": [lexicon.ROOMS[0], lexicon.ROOMS[6]], "t": lexicon.SINCE},
-        de_paraphrases=("Seit {t} funktioniert {n:nom der} in {room:dat der} nicht mehr.",),
+        slots={"n": lexicon.APPLIANCES, "room": lexicon.ROOMS, "t": lexicon.SINCE},
+        de_paraphrases=("Seit {t} funktioniert {n:nom der} {room:dat im} nicht mehr.",),
     ),
     Template(
         "household.put",
@@ -97,7 +97,7 @@ TEMPLATES = [
         "household.search",
         de="{s} {s:können} {n:acc {s.poss} {a}} nicht finden.",
         en="{s} can't find {s.poss} {a} {n}.",
-        slots={"s": people.SUBJECTS, "n": [*lexicon.CLOTHES, *lexicon.BELONGINGS], "a": lexicon.COLORS},
+        slots={"s": people.SUBJECTS, "n": [*lexicon.CLOTHES[:7], *lexicon.BELONGINGS], "a": lexicon.COLORS},
         de_paraphrases=("{n:acc {s.poss} {a}} {s:können} {s} nicht finden.",),
         en_alternatives=("{s} {s:be} unable to find {s.poss} {a} {n}.",),
     ),
@@ -148,7 +148,7 @@ TEMPLATES = [
         "city.meet",
         de="{s} {s:treffen} {s.refl} {t} mit {p:dat} vor {place:dat der}.",
         en="{s} {s:be} meeting {p} in front of {place:the} {t}.",
-        slots={"s": people.SUBJECTS, "t": lexicon.NEXT_DAYS, "p": people.OTHERS, "place": lexicon.STOPS},
+        slots={"s": people.SUBJECTS, "t": lexicon.NEXT_DAYS, "p": people.OTHERS, "place": lexicon.PLACES},
         en_alternatives=("{s} will meet {p} in front of {place:the} {t}.",),
     ),
     Template(
@@ -161,10 +161,10 @@ TEMPLATES = [
     Template(
         "city.used_to_be",
         de="Früher war hier {a:nom ein {adj}}, heute ist hier {b:nom ein}.",
-        en="There used to be {a:a {adj}} here, today there is {b:a}.",
+        en="There used to be {a:a {adj}} here, and today there is {b:a}.",
         slots={"a": lexicon.PLACES, "adj": lexicon.ADJECTIVES[:5], "b": lexicon.PLACES},
         de_paraphrases=("Hier war früher {a:nom ein {adj}}, heute ist hier {b:nom ein}.",),
-        en_alternatives=("In the past there was {a:a {adj}} here, today there is {b:a}.",),
+        en_alternatives=("In the past there was {a:a {adj}} here, and today there is {b:a}.",),
     ),
     Template(
         "news.prices",
@@ -223,7 +223,7 @@ TEMPLATES = [
             "e": lexicon.nouns("der Unfall = accident; der Brand = fire; der Sturm = storm"),
             "city": lexicon.CITIES,
             "t": lexicon.PAST,
-            "num": localized.NUMBERS,
+            "num": localized.SMALL_NUMBERS,
         },
         de_paraphrases=("{t} wurden bei {e:dat ein} in {city} {num} Menschen verletzt.",),
         en_alternatives=("{num} people were hurt in {e:a} in {city} {t}.",),

@@ -3,6 +3,8 @@
 from . import lexicon, localized, people
 from .template import Template
 
+_PHRASES = [*lexicon.LESSONS[1:5], lexicon.LESSONS[7]]
+
 TEMPLATES = [
     Template(
         "office.send",
@@ -54,10 +56,10 @@ TEMPLATES = [
     ),
     Template(
         "office.broken",
-        de="{n:nom der} im Zimmer {num} ist seit {t} kaputt.",
+        de="{n:nom der} in Zimmer {num} ist seit {t} kaputt.",
         en="{n:the} in room {num} has been broken since {t}.",
         slots={"n": lexicon.DEVICES[:7], "num": localized.FIGURES, "t": lexicon.SINCE},
-        de_paraphrases=("Seit {t} ist {n:nom der} im Zimmer {num} kaputt.",),
+        de_paraphrases=("Seit {t} ist {n:nom der} in Zimmer {num} kaputt.",),
         en_alternatives=("{n:the} in room {num} has been out of order since {t}.",),
     ),
     Template(
@@ -129,7 +131,7 @@ TEMPLATES = [
                 "anzurufen = call; mitzukommen = come along; zu helfen = help; aufzuräumen = tidy up; zu kochen = cook"
             ),
         },
-        de_paraphrases=("{p:dat} {s:haben} {s} versprochen, {t} {v}.",),
+        de_paraphrases=("{s} {s:haben} {p:dat} das Versprechen gegeben, {t} {v}.",),
         en_alternatives=("{s} made a promise to {p} to {v} {t}.",),
     ),
     Template(
@@ -185,7 +187,7 @@ TEMPLATES = [
     Template(
         "school.noticed",
         de="{p} {p:haben} nicht gewusst, dass {s} gut {act} {s:können}.",
-        en="{p} did not know that {s} can {act} well.",
+        en="{p} did not know that {s} could {act} well.",
         slots={"p": people.OTHERS, "s": people.SUBJECTS, "act": lexicon.SKILLS},
     ),
     Template(
@@ -208,7 +210,7 @@ TEMPLATES = [
         "languages.say",
         de="Was heißt {n:nom dieser {a}} auf {lang}?",
         en="What does {n:this {a}} mean in {lang}?",
-        slots={"n": lexicon.LESSONS[1:5], "a": lexicon.TEXT_ADJECTIVES, "lang": localized.LANGUAGES},
+        slots={"n": _PHRASES, "a": lexicon.TEXT_ADJECTIVES, "lang": localized.LANGUAGES},
         de_paraphrases=("Was bedeutet {n:nom dieser {a}} auf {lang}?",),
         en_alternatives=("What is {n:this {a}} in {lang}?",),
     ),
@@ -224,7 +226,7 @@ TEMPLATES = [
         "languages.translate",
         de="Wir müssen {n:acc der} bis {day} ins {a}e übersetzen.",
         en="We have to translate {n:the} into {a} by {day}.",
-        slots={"n": lexicon.DOCUMENTS, "day": localized.WEEKDAYS, "a": localized.LANGUAGES[:-1]},
+        slots={"n": lexicon.DOCUMENTS, "day": localized.WEEKDAYS, "a": localized.LANGUAGES[:8]},
         de_paraphrases=("Bis {day} müssen wir {n:acc der} ins {a}e übersetzen.",),
         en_alternatives=("We must translate {n:the} into {a} by {day}.",),
     ),

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version: dict[str, str] = {}
+exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
+
+setup(
+    name="editable_hf",
+    version=version["__version__"],
+    description="Editable Neural Networks (ICLR 2020) for Hugging Face models",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["editable_hf", "editable_hf.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "transformers[sentencepiece]>=5.0",
+        "datasets>=3.0",
+        "accelerate>=1.1",
+        "sacrebleu>=2.4",
+        "sentencepiece>=0.2",
+        "sacremoses>=0.1",
+        "evaluate>=0.4",
+        "babel>=2.14",
+        "num2words>=0.5.13",
+        "numpy",
+        "pyyaml",
+        "tqdm",
+    ],
+    extras_require={
+        "plots": ["matplotlib>=3.8"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "matplotlib>=3.8"],
+    },
+)

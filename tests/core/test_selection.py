@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from editable_hf.core import select_parameters
+from editable_hf.core.selection import last_decoder_layer
+
+
+def under(model, *prefixes):
+    return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+
+
+def test_one_parameter_by_its_full_name(marian):
+    name = "model.decoder.layers.1.fc2.weight"
+    selected = select_parameters(marian, name)
+    assert list(selected) == [name]
+    assert selected[name] is marian.get_parameter(name)
+
+
+def test_module_by_its_full_name(marian):
+    assert list(select_parameters(marian, "model.decoder.layers.1")) == under(marian, "model.decoder.layers.1.")
+
+
+@pytest.mark.parametrize("suffix", ["decoder.layers.1", "decoder.layers.1.fc2", "decoder.layers.1.fc2.bias"])
+def test_suffix_of_a_name(marian, suffix):
+    full = f"model.{suffix}"
+    expected = [name for name in under(marian, full) if name == full or name.startswith(f"{full}.")]
+    assert list(select_parameters(marian, suffix)) == expected != []
+
+
+def test_suffix_begins_at_a_dot(classifier):
+    with pytest.raises(ValueError, match="'ead' matches no parameter of Classifier"):
+        select_parameters(classifier, "ead")
+
+
+def test_module_name_does_not_select_longer_names():
+    model = nn.ModuleDict({"layer1": nn.Linear(2, 2), "layer10": nn.Linear(2, 2)})
+    assert list(select_parameters(model, "layer1")) == ["layer1.weight", "layer1.bias"]
+
+
+def test_exact_name_wins_over_the_same_suffix_elsewhere():
+    model = nn.ModuleDict({"head": nn.Linear(2, 2), "inner": nn.ModuleDict({"head": nn.Linear(2, 2)})})
+    assert list(select_parameters(model, "head")) == ["head.weight", "head.bias"]
+
+
+def test_pattern(marian):
+    selected = select_parameters(marian, "model.decoder.layers.*.fc1.*")
+    assert list(selected) == under(marian, "model.decoder.layers.0.fc1.", "model.decoder.layers.1.fc1.")
+    assert len(selected) == 4
+
+
+def test_star_selects_everything(marian):
+    assert list(select_parameters(marian, "*")) == [name for name, _ in marian.named_parameters()]
+
+
+def test_order_is_the_models_own_and_repetitions_count_once(classifier):
+    selected = select_parameters(classifier, ["head", "first.bias", "*.bias", "first"])
+    names = ["first.weight", "first.bias", "second.bias", "head.weight", "head.bias"]
+    assert list(selected) == names
+    assert list(select_parameters(classifier, iter(["first.bias", "head"]))) == ["first.bias", *names[-2:]]
+
+
+def test_last_decoder_layer(seq2seq):
+    t5 = seq2seq.config.model_type == "t5"
+    name = "decoder.block.1" if t5 else "model.decoder.layers.1"
+    assert last_decoder_layer(seq2seq) == name
+    selected = select_parameters(seq2seq, "last_decoder_layer")
+    assert list(selected) == under(seq2seq, f"{name}.") != []
+    assert isinstance(seq2seq.get_submodule(name), nn.Module)
+    assert all(value is seq2seq.get_parameter(key) for key, value in selected.items())
+
+
+def test_last_decoder_layer_of_a_model_without_decoder(classifier):
+    with pytest.raises(ValueError, match="Classifier has no list of layers below a module named 'decoder'"):
+        select_parameters(classifier, "last_decoder_layer")
+
+
+def test_frozen_parameters_can_be_selected(classifier):
+    classifier.requires_grad_(False)
+    assert len(select_parameters(classifier, "head")) == 2
+
+
+def test_tied_parameter_appears_once_under_its_first_name(seq2seq):
+    selected = [name for name, value in select_parameters(seq2seq, "*").items() if value.shape[0] == 40]
+    assert len(selected) == 1 and selected[0].endswith("shared.weight")
+
+
+def test_ambiguous_suffix_lists_what_fits(marian):
+    with pytest.raises(ValueError) as raised:
+        select_parameters(marian, "layers.1")
+    message = "Layer 'layers.1' is ambiguous: it fits model.decoder.layers.1, model.encoder.layers.1. Write more"
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("entry", ["model.decoder.layer.1", "decoder.layers.1.fc3", "model.decoder.layers.9.*"])
+def test_nothing_matched_lists_similar_names(marian, entry):
+    with pytest.raises(ValueError, match="Layer '.*' matches no parameter of MarianMTModel") as raised:
+        select_parameters(marian, ["model.decoder.layers.0", entry])
+    assert repr(entry) in str(raised.value)
+    assert "model.decoder.layers." in str(raised.value).split("for example:")[1]
+
+
+@pytest.mark.parametrize("layers", [[], ()])
+def test_no_entry(classifier, layers):
+    with pytest.raises(ValueError, match="`layers` is empty"):
+        select_parameters(classifier, layers)
+
+
+def test_selection_changes_nothing(classifier):
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    select_parameters(classifier, "*")
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import reference
+import sacrebleu
+import torch
+
+from editable_hf import make_edit_requests, rmsprop
+from editable_hf.data.moses import MosesPreprocessor
+from editable_hf.evaluation.edits import BleuDrawdownEvaluator, bootstrap_mean, read_records
+from editable_hf.evaluation.showcase import format_showcase, showcase
+
+ALPHA, STEPS, BEAMS, BATCH = 5e-3, 4, 3, 5
+NUM_SENTENCES = 12
+
+
+@pytest.fixture
+def test_set(sentence_pairs):
+    sources, targets = sentence_pairs
+    return sources[:NUM_SENTENCES], targets[:NUM_SENTENCES], [text.capitalize() for text in targets[:NUM_SENTENCES]]
+
+
+@pytest.fixture
+def requests(trained_marian, tokenizer, sentence_pairs):
+    """The first does not hold, the second holds already, the third asks for what cannot be reached."""
+    sources, targets = sentence_pairs
+    own = make_edit_requests(trained_marian, tokenizer, sources[:1], targets=["x"], num_alternatives=1, progress=None)
+    best = tokenizer.decode(own["alternatives"][0][0], skip_special_tokens=True)
+    rows = make_edit_requests(
+        trained_marian,
+        tokenizer,
+        [sources[3], sources[0], sources[5]],
+        targets=[targets[4], best, "book seeks woman the the buys . . ."],
+        num_alternatives=4,
+        progress=None,
+    )
+    assert len(rows) == 3
+    return rows
+
+
+@pytest.fixture
+def make_evaluator(trained_marian, tokenizer, test_set):
+    def build(model=None, layers="last_decoder_layer"):
+        model = trained_marian if model is None else model
+        return BleuDrawdownEvaluator(
+            model, tokenizer, *test_set, layers=layers, num_beams=BEAMS, batch_size=BATCH
+        )
+
+    return build
+
+
+def translate(model, tokenizer, sources, batch_size=BATCH):
+    lengths = {index: len(tokenizer(source)["input_ids"]) for index, source in enumerate(sources)}
+    order = sorted(lengths, key=lengths.get)
+    translations = {}
+    for place, index in enumerate(order):
+        longest = max(lengths[i] for i in order[place // batch_size * batch_size :][:batch_size])
+        output = model.generate(
+            **tokenizer([sources[index]], return_tensors="pt"),
+            num_beams=BEAMS,
+            early_stopping=True,
+            max_new_tokens=min(int(1.5 * longest) + 10, 39),
+        )
+        translations[index] = tokenizer.decode(output[0], skip_special_tokens=True)
+    return [translations[index] for index in range(len(sources))]
+
+
+def corpus_scores(translations, references, texts):
+    moses = MosesPreprocessor("en")
+    tokens = sacrebleu.corpus_bleu(translations, [references], lowercase=True, tokenize="none", force=True).score
+    plain = [moses.detokenize(text) for text in translations]
+    return tokens, sacrebleu.corpus_bleu(plain, [texts], lowercase=True).score
+
+
+def brute_force(model, tokenizer, request, names):
+    """The model after the edit, as a copy of its own, by the formulas of the paper."""
+    source = torch.tensor([request["source_ids"]])
+    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
+
+    def constraint(model):
+        start = model.config.decoder_start_token_id
+        return reference.sequence_constraint(model, inputs, request["target_ids"], request["alternatives"], start)
+
+    editor = lambda grads: reference.rmsprop(grads, ALPHA, 0.5)  # noqa: E731
+    params, losses = reference.edit_copy(model, constraint, names, editor, STEPS)
+    changed = copy.deepcopy(model)
+    assert not changed.load_state_dict(params, strict=False).unexpected_keys
+    return changed, losses
+
+
+@pytest.mark.parametrize("layers", ["last_decoder_layer", "*"])
+def test_records_are_those_of_brute_force(
+    make_evaluator, trained_marian, tokenizer, test_set, requests, layers
+):
+    sources, references, texts = test_set
+    state = {name: value.clone() for name, value in trained_marian.state_dict().items()}
+    evaluator = make_evaluator(layers=layers)
+    records = evaluator.evaluate(requests, rmsprop(ALPHA), max_steps=STEPS, progress=None)
+    assert all(torch.equal(value, state[name]) for name, value in trained_marian.state_dict().items())
+    before = translate(trained_marian, tokenizer, sources)
+    assert evaluator.before == before
+    assert (evaluator.bleu, evaluator.bleu_detok) == pytest.approx(corpus_scores(before, references, texts), rel=1e-9)
+    worst = 0.0
+    for request, record in zip(requests, records, strict=True):
+        model, losses = brute_force(trained_marian, tokenizer, request, evaluator.layers)
+        after = translate(model, tokenizer, sources)
+        bleu, bleu_detok = corpus_scores(after, references, texts)
+        worst = max(worst, abs(record["bleu"] - bleu), abs(record["bleu_detok"] - bleu_detok))
+        assert [record[key] for key in ("id", "source", "target")] == [request[key] for key in ("id", "source", "target")]
+        assert record["bleu"] == pytest.approx(bleu, abs=1e-9)
+        assert record["bleu_detok"] == pytest.approx(bleu_detok, abs=1e-9)
+        changed = [i for i in range(NUM_SENTENCES) if after[i] != before[i]]
+        assert record["num_changed"] == len(changed)
+        assert record["changed"] == [{"index": i, "after": after[i]} for i in changed]
+        assert record["num_steps"] == len(losses) - 1
+        assert (record["loss_before"], record["loss_after"]) == pytest.approx((losses[0], losses[-1]), abs=1e-6)
+        assert record["success"] == (losses[-1] <= 0)
+        assert [record["before"]] == translate(trained_marian, tokenizer, [request["source"]], 1)
+        assert [record["after"]] == translate(model, tokenizer, [request["source"]], 1)
+        assert record["verified"] == (record["after"] == request["target"])
+    print(f"largest difference in BLEU: {worst:.1e}")
+    assert [record["success"] for record in records] == [True, True, False]
+    assert records[0]["num_changed"] > 0 and records[0]["verified"]
+    assert records[0]["bleu"] != evaluator.bleu
+    assert records[1]["num_steps"] == records[1]["num_changed"] == 0
+    assert records[1]["bleu"] == evaluator.bleu
+
+
+def test_summary(make_evaluator):
+    evaluator = make_evaluator()
+    record = {"verified": True, "success": True, "edit_seconds": 0.5, "bleu_detok": evaluator.bleu_detok}
+    records = [
+        {**record, "bleu": evaluator.bleu - 2.0, "num_steps": 3, "num_changed": 6},
+        {**record, "bleu": evaluator.bleu + 1.0, "num_steps": 5, "num_changed": 3, "verified": False},
+        {**record, "bleu": evaluator.bleu, "num_steps": 0, "num_changed": 0, "success": False},
+    ]
+    row = evaluator.summarize("ours", records, max_steps=10)
+    assert row["name"] == "ours" and row["max_steps"] == 10
+    assert row["bleu"] == evaluator.bleu
+    assert row["bleu_drawdown"] == pytest.approx(1.0)
+    assert row["bleu_drawdown_signed"] == pytest.approx(1 / 3)
+    assert row["bleu_detok_drawdown"] == 0
+    assert row["success_rate"] == pytest.approx(2 / 3) and row["verified_rate"] == pytest.approx(2 / 3)
+    assert row["num_steps"] == pytest.approx(8 / 3) and row["already_satisfied"] == pytest.approx(1 / 3)
+    assert row["outputs_changed"] == pytest.approx(9 / 3 / NUM_SENTENCES)
+    assert (row["num_edits"], row["num_sentences"]) == (3, NUM_SENTENCES)
+    low, high = row["intervals"]["bleu_drawdown"]
+    assert 0 <= low < 1.0 < high <= 2.0
+    json.dumps(row)
+
+
+def test_edits_that_took_no_step_have_no_drawdown(make_evaluator, requests):
+    evaluator = make_evaluator()
+    records = evaluator.evaluate(requests.select([1]), rmsprop(ALPHA), progress=None)
+    row = evaluator.summarize("held", records)
+    assert (row["bleu_drawdown"], row["outputs_changed"], row["already_satisfied"]) == (0.0, 0.0, 1.0)
+    assert row["intervals"]["bleu_drawdown"] == [0.0, 0.0]
+
+
+def without_time(records):
+    return [{key: value for key, value in record.items() if key != "edit_seconds"} for record in records]
+
+
+def test_interrupted_evaluation_continues(make_evaluator, requests, tmp_path):
+    evaluator, path = make_evaluator(), tmp_path / "edits.jsonl"
+    options = {"max_steps": STEPS, "path": path, "progress": None}
+    whole = evaluator.evaluate(requests, rmsprop(ALPHA), **options)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3 and [json.loads(line) for line in lines] == whole
+    path.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
+
+    measured = []
+    measure = evaluator._measure
+    evaluator._measure = lambda request, *args: measured.append(request["id"]) or measure(request, *args)
+    again = evaluator.evaluate(requests, rmsprop(ALPHA), **options)
+    assert measured == requests["id"][1:]
+    assert without_time(again) == without_time(whole)
+    assert again[0] == whole[0]
+    assert read_records(path) == again
+    evaluator.evaluate(requests, rmsprop(ALPHA), **options)
+    assert len(measured) == 2
+
+
+def test_fewer_requests_than_records(make_evaluator, requests, tmp_path):
+    evaluator, options = make_evaluator(), {"path": tmp_path / "edits.jsonl", "progress": None}
+    both = evaluator.evaluate(requests.select([0, 1]), rmsprop(ALPHA), **options)
+    assert evaluator.evaluate(requests.select([0]), rmsprop(ALPHA), **options) == both[:1]
+
+
+def test_read_records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    assert read_records(path) == []
+    path.write_text('{"a": "ä\u2028b"}\n{"a": 2}\n{"a', encoding="utf-8")
+    assert read_records(path) == [{"a": "ä\u2028b"}, {"a": 2}]
+    assert path.read_text(encoding="utf-8") == '{"a": "ä\u2028b"}\n{"a": 2}\n'
+    path.write_text('{"a')
+    assert read_records(path) == [] and path.read_text() == ""
+
+
+# Bootstrap
+
+
+def test_bootstrap_of_two_values():
+    # 4 resamples are equally likely: the means are 0, 1/2, 1/2, 1, so 2.5% and 97.5% lie at the ends.
+    assert bootstrap_mean([0.0, 1.0]) == (0.5, 0.0, 1.0)
+    assert bootstrap_mean([3.0, 3.0, 3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_bootstrap_agrees_with_the_normal_interval():
+    values = np.random.default_rng(1).normal(5.0, 2.0, size=400)
+    mean, low, high = bootstrap_mean(values)
+    width = 1.96 * values.std() / 20
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((mean - width, mean + width), abs=0.1 * width)
+    assert bootstrap_mean(values) == (mean, low, high)
+    assert bootstrap_mean(values, seed=1) != (mean, low, high)
+
+
+def test_bootstrap_of_nothing():
+    with pytest.raises(ValueError, match="There is no value to average"):
+        bootstrap_mean([])
+
+
+# One mistake
+
+
+def test_showcase(make_evaluator, test_set):
+    sources, references, _ = test_set
+    evaluator = make_evaluator()
+    first_wrong = next(i for i in range(NUM_SENTENCES) if evaluator.before[i] != references[i])
+    record = showcase(evaluator, sources, references, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4)
+    assert (record["source"], record["target"]) == (sources[first_wrong], references[first_wrong])
+    assert record["before"] == evaluator.before[first_wrong] and record["after"] == record["target"]
+    assert record["bleu_before"] == evaluator.bleu
+    assert record["reference_index"] == first_wrong
+    changed = {change["index"]: change["after"] for change in record["changed"]}
+    assert first_wrong in changed
+    others = {sources.index(other["source"]): other for other in record["others"]}
+    assert set(others) == set(changed) - {first_wrong}
+    for index, other in others.items():
+        expected = {"source": sources[index], "reference": references[index], "before": evaluator.before[index]}
+        assert other == {**expected, "after": changed[index]}
+    text = format_showcase(record)
+    for part in (record["source"], record["before"], record["target"], "l_e <= 0 reached in"):
+        assert part in text
+
+
+def test_showcase_without_a_mistake(make_evaluator, test_set):
+    evaluator = make_evaluator()
+    record = showcase(evaluator, test_set[0], evaluator.before, rmsprop(ALPHA), max_steps=STEPS)
+    assert record is None
+    assert "no mistake to edit" in format_showcase(record)
+
+
+def test_showcase_text_shows_some_others():
+    other = {"source": "s", "before": "b", "after": "a", "reference": "r"}
+    record = {"source": "x", "before": "y", "target": "z", "after": "z", "success": False, "num_steps": 3}
+    record |= {"edit_seconds": 0.1, "bleu_before": 30.0, "bleu": 29.5, "others": [other] * 5}
+    text = format_showcase(record, max_others=2)
+    assert text.count("reference  r") == 2 and "and 3 more" in text
+    assert "l_e <= 0 NOT reached in 3 steps" in text and "30.00 -> 29.50" in text
+    assert "more in" not in format_showcase(record, max_others=5)

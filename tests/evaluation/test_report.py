@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from editable_hf import __version__
+from editable_hf.evaluation.report import TABLE_6, environment, format_table, write_results
+
+ROW = {
+    "name": "editable",
+    "bleu": 31.2345,
+    "bleu_detok": 30.0,
+    "bleu_drawdown": 0.12345,
+    "bleu_drawdown_signed": -0.05,
+    "success_rate": 0.975,
+    "verified_rate": 1.0,
+    "num_steps": 2.5,
+    "outputs_changed": 0.333,
+    "num_edits": 40,
+    "num_sentences": 200,
+    "intervals": {"bleu_drawdown": [0.1, 0.15]},
+}
+
+
+def test_table():
+    lines = format_table([*TABLE_6, ROW]).split("\n")
+    assert len(lines) == 2 + 3 + 1
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == [
+        *("BLEU", "detok.", "drawdown", "95%", "interval", "signed", "success", "verified", "steps", "changed"),
+        *("edits", "sentences"),
+    ]
+    assert lines[-1].split() == [
+        *("editable", "31.23", "30.00", "0.123", "0.100-0.150", "-0.050", "97.5%", "100.0%", "2.50", "33.3%"),
+        *("40", "200"),
+    ]
+    # The paper's rows have no entry in most columns, and keep their place all the same.
+    assert lines[2].split()[-4:] == ["34.77", "0.760", "100.0%", "2.35"]
+    end = lines[0].index("success") + len("success")
+    assert lines[2][:end].endswith("100.0%") and lines[-1][:end].endswith("97.5%")
+
+
+def test_table_6_is_the_papers():
+    numbers = [(row["bleu"], row["bleu_drawdown"], row["success_rate"], row["num_steps"]) for row in TABLE_6]
+    assert numbers == [(34.77, 0.76, 1.0, 2.35), (34.80, 0.35, 1.0, 3.07), (34.81, 0.17, 1.0, 5.5)]
+
+
+def test_results_hold_what_is_needed_to_get_them_again(tmp_path):
+    path = tmp_path / "results.json"
+    config = {"data": {"source": Path("corpus")}, "name": "Zürich"}
+    write_results(path, [ROW], config, 3, test_name="valid")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["rows"] == [ROW]
+    assert content["config"] == {"data": {"source": "corpus"}, "name": "Zürich"}
+    assert (content["seed"], content["test_name"]) == (3, "valid")
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0] or content["versions"]["torch"]
+    assert content["versions"]["transformers"] == transformers.__version__
+    assert content["versions"]["editable_hf"] == __version__
+    assert content["machine"]["threads"] == torch.get_num_threads()
+    assert content["commit"] is None or isinstance(content["commit"], str)
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_failed_write_keeps_the_old_results(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, [ROW], {}, 0)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_results(path, [{("not", "a key"): 1}], {}, 0)
+    assert path.read_bytes() == before
+
+
+def test_environment_outside_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert environment()["commit"] is None

@@ -1,0 +1,80 @@
+"""Rules of the house that a linter does not know."""
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+PACKAGES = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "editable_hf").rglob("__init__.py"))
+FILES = sorted(
+    path.relative_to(ROOT)
+    for folder in ("editable_hf", "recipes", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+)
+every_file = pytest.mark.parametrize("path", FILES, ids=str)
+
+
+def imported_modules(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "core" in path.parts], ids=str)
+def test_core_imports_only_torch_the_standard_library_and_itself(path):
+    for module in imported_modules(ast.parse((ROOT / path).read_text())):
+        top = module.split(".")[0]
+        allowed = top == "torch" or top in sys.stdlib_module_names or f"{module}.".startswith("editable_hf.core.")
+        assert allowed, f"{path} imports {module}"
+
+
+@every_file
+def test_files_are_short(path):
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= MAX_FILE_LINES, f"{path} has {lines} lines; split it by concept"
+
+
+@every_file
+def test_functions_are_short(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {lines} lines"
+
+
+@every_file
+def test_files_are_named_after_their_concept(path):
+    assert not VAGUE_NAMES & {part.removesuffix(".py") for part in path.parts}
+
+
+@every_file
+def test_nothing_is_left_to_do(path):
+    text = (ROOT / path).read_text()
+    assert not [word for word in ("TODO", "FIXME") if word in text]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_public_names_are_importable_and_documented(package):
+    module = importlib.import_module(".".join(package.parts))
+    assert module.__doc__
+    names = list(getattr(module, "__all__", ()))
+    assert len(names) == len(set(names))
+    for name in names:
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            # dataclasses and NamedTuples that have no docstring are given their signature as one
+            documented = value.__doc__ and not value.__doc__.startswith(f"{name}(")
+            assert documented, f"{'.'.join(package.parts)}.{name} has no docstring"
+
+
+def test_something_was_checked():
+    assert Path("editable_hf/core/editing.py") in FILES and Path("editable_hf/core") in PACKAGES
