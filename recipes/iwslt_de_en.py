@@ -42,7 +42,9 @@ def main(config: RecipeConfig) -> None:
 
     pretrained = train("pretrained", config.pretrain)
     options = {**asdict(config.requests), "seed": config.seed}
-    requests = stages.run("requests", options, [*parts, pretrained], partial(prepare_requests, config, parts, pretrained))
+    requests = stages.run(
+        "requests", options, [*parts, pretrained], partial(prepare_requests, config, parts, pretrained)
+    )
     # A model trained longer has less drawdown by itself: the baseline gets exactly as many updates.
     models = {
         "baseline": train("baseline", config.finetune, pretrained),

@@ -108,14 +108,21 @@ def load_config(
     """Reads a YAML file and applies the command line's overrides.
 
     Raises:
-        ValueError: For an unknown section or key, naming those that exist.
+        ValueError: For an unknown section or key, naming those that exist, or what is not a section.
     """
     with open(config, encoding="utf-8") as file:
         content = yaml.safe_load(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{config} must hold sections, {[*_SECTIONS, *_TRAINING]}, but holds {content!r:.60}.")
     unknown = set(content) - {*_SECTIONS, *_TRAINING, "output_dir", "seed"}
     if unknown:
         raise ValueError(f"{config}: unknown sections {sorted(unknown)}; expected {[*_SECTIONS, *_TRAINING]}.")
-    sections: dict[str, dict[str, Any]] = {name: dict(content.get(name) or {}) for name in (*_SECTIONS, *_TRAINING)}
+    sections: dict[str, dict[str, Any]] = {}
+    for name in (*_SECTIONS, *_TRAINING):
+        options = content.get(name) or {}
+        if not isinstance(options, dict):
+            raise ValueError(f"{config}: section {name!r} must hold keys and values, but holds {options!r}.")
+        sections[name] = dict(options)
     if data is not None:
         sections["data"]["source"] = data
     if smoke:

@@ -47,8 +47,8 @@ def _token_mean(reference_logits: Tensor, logits: Tensor, labels: Tensor) -> Ten
     """Mean KL over the tokens of each sentence, `(batch,)`."""
     mask = labels != IGNORE_INDEX
     # Only real positions are compared: a padded position costs as much as a real one over a large vocabulary.
-    divergence = logits.new_zeros(labels.shape).masked_scatter(mask, _kl_divergence(reference_logits[mask], logits[mask]))
-    return divergence.sum(1) / mask.sum(1).clamp(min=1)
+    divergence = _kl_divergence(reference_logits[mask], logits[mask])  # (num_tokens,)
+    return logits.new_zeros(labels.shape).masked_scatter(mask, divergence).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def distillation_loss(teacher_logits: Tensor, logits: Tensor, labels: Tensor | None = None) -> Tensor:

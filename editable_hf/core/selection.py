@@ -69,11 +69,11 @@ def _match(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[s
                 f"Layer {entry!r} is ambiguous: it fits {', '.join(sorted(owners))}. Write more of the name, or a "
                 "pattern with '*' to select them all."
             )
-        matches = {
-            name for name in parameters for owner in owners if name == owner or name.startswith(f"{owner}.")
-        }
+        matches = {name for name in parameters for owner in owners if name == owner or name.startswith(f"{owner}.")}
     if not matches:
-        names = [name for name, _ in model.named_modules() if name] + list(parameters)
+        # A module whose parameters are all tied (lm_head) owns none under its own name and is not worth naming.
+        owners = [name for name, _ in model.named_modules() if any(key.startswith(f"{name}.") for key in parameters)]
+        names = [*owners, *parameters]
         similar = difflib.get_close_matches(entry, names, n=3, cutoff=0.3) or names[:3]
         raise ValueError(
             f"Layer {entry!r} matches no parameter of {type(model).__name__}. Names that exist are, for example: "

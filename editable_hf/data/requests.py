@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.constraints import SequenceConstraint
+from editable_hf.core.functional import eval_mode
 
 REQUEST_COLUMNS = ("id", "source", "target", "source_ids", "target_ids", "alternatives")
 
@@ -99,8 +100,8 @@ def make_edit_requests(
         progress: Title of the progress bar, none if `None`.
 
     Returns:
-        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `source_ids`, `target_ids`,
-        `alternatives` (lists of token ids, best first).
+        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `source_ids`,
+        `target_ids`, `alternatives` (lists of token ids, best first).
 
     Raises:
         ValueError: If a source or a given target is empty, or the numbers of sources and targets differ.
@@ -108,11 +109,8 @@ def make_edit_requests(
     _check_pairs(sources, targets)
     rows: list[dict[str, Any]] = []
     max_new_tokens = min(max_new_tokens, (longest_decodable(model) or max_new_tokens + 1) - 1)
-    mode = model.training
-    model.eval()
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with eval_mode(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
         for start in tqdm(range(0, len(sources), batch_size), desc=progress, disable=progress is None):
             batch = list(sources[start : start + batch_size])
             inputs = tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(model.device)
@@ -124,34 +122,36 @@ def make_edit_requests(
                 max_new_tokens=max_new_tokens,
             ).view(len(batch), num_alternatives, -1)
             if targets is None:
-                wanted = model.generate(
-                    **inputs,
-                    num_beams=1,
-                    do_sample=True,
-                    temperature=temperature,
-                    top_k=0,
-                    max_new_tokens=max_new_tokens,
-                    early_stopping=False,
-                )
-                target_ids = [strip_ids(row, tokenizer) for row in wanted]
+                target_ids = _sample_targets(model, tokenizer, inputs, temperature, max_new_tokens)
             else:
                 target_ids = tokenizer(text_target=list(targets[start : start + batch_size]))["input_ids"]
-            for offset, ids in enumerate(target_ids):
-                source_ids = inputs["input_ids"][offset][inputs["attention_mask"][offset].bool()].tolist()
+            for row, ids in enumerate(target_ids):
                 rows.append(
                     {
-                        "id": first_id + start + offset,
-                        "source": batch[offset],
+                        "id": first_id + start + row,
+                        "source": batch[row],
                         "target": tokenizer.decode(ids, skip_special_tokens=True),
-                        "source_ids": source_ids,
+                        "source_ids": inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist(),
                         "target_ids": ids,
-                        "alternatives": _distinct([strip_ids(row, tokenizer) for row in beams[offset]], ids),
+                        "alternatives": _distinct([strip_ids(beam, tokenizer) for beam in beams[row]], ids),
                     }
                 )
-    finally:
-        torch.random.set_rng_state(generator_state)
-        model.train(mode)
     return Dataset.from_list([row for row in rows if row["alternatives"]])
+
+
+def _sample_targets(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Any, temperature: float, max_new_tokens: int
+) -> list[list[int]]:
+    samples = model.generate(
+        **inputs,
+        num_beams=1,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        max_new_tokens=max_new_tokens,
+        early_stopping=False,
+    )
+    return [strip_ids(row, tokenizer) for row in samples]
 
 
 def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -170,9 +170,13 @@ def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:
     for kind, texts in (("source", sources), ("target", targets or ())):
         for index, text in enumerate(texts):
             if not text.strip():
-                raise ValueError(f"The {kind} of edit request {index} is empty; give a sentence or leave the request out.")
+                raise ValueError(
+                    f"The {kind} of edit request {index} is empty; give a sentence or leave the request out."
+                )
     if targets is not None and len(targets) != len(sources):
-        raise ValueError(f"There are {len(sources)} sources but {len(targets)} targets; give one target for each source.")
+        raise ValueError(
+            f"There are {len(sources)} sources but {len(targets)} targets; give one target for each source."
+        )
 
 
 def read_edit_requests(

@@ -62,6 +62,7 @@ def load_translation_data(
     revision: str | None = None,
     split_names: Mapping[str, str] | None = None,
     tokenized: bool | None = None,
+    raw_text: bool = False,
     max_train: int | None = None,
     max_validation: int | None = None,
     max_test: int | None = None,
@@ -82,6 +83,7 @@ def load_translation_data(
         revision: Branch, tag or commit, for a hub dataset only.
         split_names: Which split plays which part, e.g. `{"train": "train_subset"}`; for folders and hub datasets.
         tokenized: Whether the text is Moses-tokenised; `None` recognises it. WIT3's release is always raw.
+        raw_text: Leave the text as it is, for models trained on plain text: `target` and `target_text` are the same.
         max_train: Upper limit on training pairs. A random sample is taken, in the corpus' order.
         max_validation: Same for validation.
         max_test: Same for test; `test_name` says so.
@@ -97,7 +99,9 @@ def load_translation_data(
     pairs, origin, tokenized = _read_pairs(
         source, source_lang, target_lang, config_name, revision, split_names, tokenized
     )
-    if tokenized is None:
+    if raw_text:
+        tokenized = False
+    elif tokenized is None:
         tokenized = _recognise_tokenized(pairs, source)
     preprocessors = MosesPreprocessor(source_lang), MosesPreprocessor(target_lang)
     limits = {"train": max_train, "validation": max_validation, "test": max_test}
@@ -105,7 +109,7 @@ def load_translation_data(
     splits = DatasetDict()
     for part, text in pairs.items():
         sample = _sample(text, limits[part], seed)
-        splits[part] = _to_dataset(sample, part, tokenized, *preprocessors)
+        splits[part] = _as_it_is(sample) if raw_text else _to_dataset(sample, part, tokenized, *preprocessors)
     name = f"{source_lang.capitalize()}-{target_lang.capitalize()}, {origin}"
     return TranslationData(
         splits=splits,
@@ -180,6 +184,13 @@ def _sample(text: ParallelText, limit: int | None, seed: int) -> ParallelText:
     if limit < 1:
         raise ValueError(f"A split needs at least one pair, but the limit for {text.name!r} is {limit}.")
     return text.select(sorted(random.Random(seed).sample(range(len(text)), limit)))
+
+
+def _as_it_is(text: ParallelText) -> Dataset:
+    target_texts = text.target_texts or text.targets
+    return Dataset.from_dict(
+        {"source": text.sources, "target": target_texts, "target_text": target_texts, **text.extra}
+    )
 
 
 def _to_dataset(

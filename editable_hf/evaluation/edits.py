@@ -57,6 +57,7 @@ class BleuDrawdownEvaluator:
         references: Their references, Moses-tokenised.
         reference_texts: Their references as ordinary text, for detokenised BLEU.
         target_lang: Language of the references.
+        raw_text: The model writes plain text: `bleu` is then the same as `bleu_detok`.
         layers: What an edit may move.
         num_beams: Beam size.
         batch_size: Sentences decoded together.
@@ -71,6 +72,7 @@ class BleuDrawdownEvaluator:
         reference_texts: Sequence[str],
         *,
         target_lang: str = "en",
+        raw_text: bool = False,
         layers: str | Iterable[str] = "last_decoder_layer",
         num_beams: int = 5,
         batch_size: int = 64,
@@ -79,13 +81,15 @@ class BleuDrawdownEvaluator:
         self.layers = list(select_parameters(model, layers))
         in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
         own = dict(model.named_parameters())
-        keep_encoded = not any(id(own[name]) in in_encoder for name in self.layers)
-        self._translator = Translator(
-            model, tokenizer, sources, num_beams=num_beams, batch_size=batch_size, keep_encoded=keep_encoded
-        )
-        self._num_beams = num_beams
-        self._tokens, self._texts = CorpusBleu(references), CorpusBleu(reference_texts, tokenize="13a")
-        self._detokenize = lru_cache(maxsize=None)(MosesPreprocessor(target_lang).detokenize)
+        self._options = {
+            "num_beams": num_beams,
+            "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
+        }
+        self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
+        self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
+        self._texts = CorpusBleu(reference_texts, tokenize="13a")
+        detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
+        self._detokenize = lru_cache(maxsize=None)(detokenize)
         self.before = self._translator(progress="unedited model")
         self.bleu, self.bleu_detok = self._score(self.before)
         self.num_sentences = len(self.before)
@@ -121,9 +125,18 @@ class BleuDrawdownEvaluator:
             of its source, `success` (`l_e <= 0`), `verified` (beam search on the edited model gives the target),
             `num_steps`, `loss_before` and `loss_after` (nats), `bleu` and `bleu_detok` of the edited model (0-100),
             `num_changed` and `changed` (index and new translation of each test sentence that changed), `edit_seconds`.
+
+        Raises:
+            ValueError: If `path` holds edits of other requests.
         """
         requests = list(requests)
-        records = read_records(path) if path is not None else []
+        records = read_records(path)[: len(requests)] if path is not None else []
+        for record, request in zip(records, requests, strict=False):
+            if any(record[key] != request[key] for key in ("id", "source", "target")):
+                raise ValueError(
+                    f"{path} holds the edit of {record['source']!r} where that of {request['source']!r} is due: it is "
+                    "of other requests. Move it away, or give another path."
+                )
         bar = tqdm(requests[len(records) :], desc=progress, disable=progress is None, unit="edit")
         for request in bar:
             record = self._measure(request, editor, max_steps, length_penalty)
@@ -140,7 +153,7 @@ class BleuDrawdownEvaluator:
         constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
         result = edit(self.model, constraint, editor, self.layers, max_steps)
         seconds = time.perf_counter() - start
-        own = Translator(self.model, self.tokenizer, [request["source"]], num_beams=self._num_beams)
+        own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
         (before,) = own()
         with edited(self.model, result):
             (after,) = own()
@@ -173,9 +186,9 @@ class BleuDrawdownEvaluator:
 
         Returns:
             `bleu`, `bleu_detok`, `bleu_drawdown` (mean absolute difference to the unedited model, BLEU points),
-            `bleu_drawdown_signed` (mean of before - after), `success_rate` and `verified_rate` (fractions), `num_steps`,
-            `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed` (mean fraction
-            of test sentences), `edit_seconds`; intervals under `intervals`.
+            `bleu_drawdown_signed` (mean of before - after), `success_rate` and `verified_rate` (fractions),
+            `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed`
+            (mean fraction of test sentences), `edit_seconds`; intervals under `intervals`.
         """
         differences = [self.bleu - record["bleu"] for record in records]
         values = {
@@ -211,4 +224,3 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         path.write_bytes(whole)
     return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-

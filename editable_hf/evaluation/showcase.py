@@ -47,9 +47,7 @@ def showcase(
         num_alternatives=num_alternatives,
         progress=None,
     )
-    (record,) = evaluator.evaluate(
-        requests, editor, max_steps=max_steps, length_penalty=length_penalty, progress=None
-    )
+    (record,) = evaluator.evaluate(requests, editor, max_steps=max_steps, length_penalty=length_penalty, progress=None)
     others = [
         {
             "source": sources[change["index"]],
@@ -60,7 +58,7 @@ def showcase(
         for change in record["changed"]
         if change["index"] != index
     ]
-    return {**record, "bleu_before": evaluator.bleu, "others": others}
+    return {**record, "reference_index": index, "bleu_before": evaluator.bleu, "others": others}
 
 
 def format_showcase(record: Mapping[str, Any] | None, max_others: int = 10) -> str:

@@ -63,9 +63,7 @@ class Translator:
             tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt").to(model.device)
             for indices in self._indices
         ]
-        self._max_new_tokens = [
-            self._limit(batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches
-        ]
+        self._max_new_tokens = [self._limit(batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches]
         self._encoded: list[torch.Tensor | None] = [None] * len(self._batches)
 
     def _limit(self, source_length: int, ratio: float) -> int:

@@ -45,15 +45,15 @@ class EditableArguments:
     edit_coef: float = field(
         default=0.1,
         metadata={
-            "help": "Weight of the edit term (c_edit in Eq. 2), for a base loss averaged over tokens. The paper's public "
-            "code uses 100 against a loss summed over about 3,600 tokens, which is about 0.03 here."
+            "help": "Weight of the edit term (c_edit in Eq. 2), for a base loss averaged over tokens. The paper's "
+            "public code uses 100 against a loss summed over about 3,600 tokens, which is about 0.03 here."
         },
     )
     locality_coef: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the locality term (c_loc in Eq. 2), for a base loss averaged over tokens. The paper's 100 "
-            "comes to about 0.03 here; 1 gave less drawdown at the same BLEU in our runs."
+            "help": "Weight of the locality term (c_loc in Eq. 2), for a base loss averaged over tokens. The paper's "
+            "100 comes to about 0.03 here; 1 gave less drawdown at the same BLEU in our runs."
         },
     )
     base_loss: str = field(

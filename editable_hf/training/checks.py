@@ -14,12 +14,12 @@ def check_supported(model: PreTrainedModel, args: TrainingArguments) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"This process sees {args.n_gpu} GPUs and would use DataParallel, which is not supported. Start one process "
-            "a GPU with `accelerate launch --multi_gpu`, or show it one with CUDA_VISIBLE_DEVICES=0."
+            f"This process sees {args.n_gpu} GPUs and would use DataParallel, which is not supported. Start one "
+            "process a GPU with `accelerate launch --multi_gpu`, or show it one with CUDA_VISIBLE_DEVICES=0."
         )
     attention = model.config._attn_implementation
     if attention not in (None, "eager"):
         raise ValueError(
-            f"The model uses {attention!r} attention, which has no double backward, so an edit cannot be differentiated. "
+            f"The model uses {attention!r} attention, which has no double backward; an edit cannot be differentiated. "
             'Call `model.set_attn_implementation("eager")`, or load it with attn_implementation="eager".'
         )

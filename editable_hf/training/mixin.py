@@ -77,7 +77,9 @@ class EditableTrainerMixin(ABC):
             edit_success_rate=sum(result.success for result in results) / len(results),
             edit_num_steps=sum(result.num_steps for result in results) / len(results),
         )
-        total = objective(base, edit_term / accumulation, locality_term / accumulation, args.edit_coef, args.locality_coef)
+        total = objective(
+            base, edit_term / accumulation, locality_term / accumulation, args.edit_coef, args.locality_coef
+        )
         # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
         return total + sum(0.0 * parameter for parameter in editor.parameters())
 
@@ -111,7 +113,9 @@ class EditableTrainerMixin(ABC):
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if all(p is not own for own in editor)]
             if editor:
-                optimizer.add_param_group({"params": editor, "lr": self.args.editor_learning_rate, "weight_decay": 0.0})
+                optimizer.add_param_group(
+                    {"params": editor, "lr": self.args.editor_learning_rate, "weight_decay": 0.0}
+                )
         return super().create_optimizer(model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -1,0 +1,109 @@
+"""BLEU drawdown, success rate and number of steps of edits of a translation model (Table 6's columns).
+
+    python scripts/bleu_drawdown.py --model runs/demo/editable --data embedded --num_edits 20
+    python scripts/bleu_drawdown.py --model Helsinki-NLP/opus-mt-de-en --raw_text --data bentrevett/multi30k
+
+Requests are made with the model itself, from test sentences: alternatives by beam search, targets sampled at
+temperature 1.2 (section 4.4); `--requests` takes your own corrections instead. Prints a table and writes results.json
+and edits.jsonl, one line for each edit: the request, and what it changed. A killed run continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
+from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.report import TABLE_6, format_table, write_results
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
+    parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
+    parser.add_argument("--source_lang", default="de", help="language to translate from")
+    parser.add_argument("--target_lang", default="en", help="language to translate into")
+    parser.add_argument(
+        "--raw_text", action="store_true", help="give the model plain text, not lower-cased Moses tokens"
+    )
+    parser.add_argument("--requests", help='JSONL of {"source": ..., "target": ...}, instead of sampled targets')
+    parser.add_argument("--num_edits", type=int, default=100, help="edits to measure, each on the unedited model")
+    parser.add_argument("--num_sentences", type=int, default=1_000, help="test sentences translated after each edit")
+    parser.add_argument("--num_alternatives", type=int, default=32, help="translations that the target must beat")
+    parser.add_argument("--learning_rate", type=float, help="alpha of the editor, instead of the model's own or 1e-3")
+    parser.add_argument(
+        "--layers", nargs="+", help="layers to edit, instead of the model's own or the last decoder layer"
+    )
+    parser.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own or 10")
+    parser.add_argument("--num_beams", type=int, default=5, help="beam size of the translations")
+    parser.add_argument("--batch_size", type=int, default=64, help="sentences decoded together")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of test sentences and of the targets")
+    parser.add_argument("--output_dir", default="runs/bleu_drawdown", help="folder for results.json and edits.jsonl")
+    return parser.parse_args()
+
+
+def load_requests(args: argparse.Namespace, model, tokenizer, sources: list[str], folder: Path) -> Dataset:
+    """The requests of this run, kept in the folder: a continued run must measure the same ones."""
+    path, partial = folder / "requests.parquet", folder / "requests.partial"
+    if not path.exists():
+        options = {"num_alternatives": args.num_alternatives, "seed": args.seed}
+        if args.requests:
+            requests = read_edit_requests(args.requests, model, tokenizer, **options)
+        else:
+            requests = make_edit_requests(model, tokenizer, sources[: args.num_edits], **options)
+        requests.to_parquet(partial)
+        partial.rename(path)
+    requests = Dataset.from_parquet(str(path))
+    return requests.select(range(min(args.num_edits, len(requests))))
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(device)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    editor_config = EditorConfig.from_pretrained(args.model)
+    if editor_config is None:
+        print(f"{args.model} was not trained to be editable; it is edited with RMSProp all the same.")
+        editor_config = EditorConfig()
+    data = load_translation_data(
+        args.data, source_lang=args.source_lang, target_lang=args.target_lang, raw_text=args.raw_text
+    )
+    test = data.splits["test"].shuffle(seed=args.seed)[: args.num_sentences]
+    requests = load_requests(args, model, tokenizer, test["source"], folder)
+    evaluator = BleuDrawdownEvaluator(
+        model,
+        tokenizer,
+        test["source"],
+        test["target"],
+        test["target_text"],
+        target_lang=args.target_lang,
+        raw_text=args.raw_text,
+        layers=args.layers or editor_config.layers,
+        num_beams=args.num_beams,
+        batch_size=args.batch_size,
+    )
+    values = editor_config.hyperparameters | ({"learning_rate": args.learning_rate} if args.learning_rate else {})
+    records = evaluator.evaluate(
+        requests,
+        editor_config.build_editor(**values),
+        max_steps=args.max_steps or editor_config.max_steps,
+        length_penalty=editor_config.length_penalty,
+        path=folder / "edits.jsonl",
+    )
+    row = evaluator.summarize(Path(args.model).name, records, editor=values)
+    write_results(folder / "results.json", [row], vars(args), args.seed, name=data.name, test_name=data.test_name)
+    print(
+        f"\n{data.test_name}\n{format_table([*TABLE_6, row])}\n\nResults: {folder}/results.json, {folder}/edits.jsonl"
+    )
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from editable_hf import EditorConfig
+
+RECIPES = Path(__file__, "../../../recipes").resolve()
+STAGES = ["baseline", "data", "editable", "evaluation", "pretrained", "requests", "tokenizer"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """fairseq's folder: `train.de`, `train.en` and so on, of words made up from syllables."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generator = random.Random(0)
+    syllables = [first + second for first in "bdfgklmnprstvwz" for second in ("a", "e", "ie", "o", "u", "ei")]
+    words = ["".join(generator.choices(syllables, k=2)) for _ in range(300)]
+    for split, count in (("train", 700), ("valid", 30), ("test", 30)):
+        pairs = [generator.choices(words, k=generator.randint(3, 7)) for _ in range(count)]
+        sources = [" ".join([*pair, "."]) for pair in pairs]
+        targets = [" ".join([*(word[::-1] for word in pair), "."]) for pair in pairs]
+        (folder / f"{split}.de").write_text("\n".join(sources) + "\n", encoding="utf-8")
+        (folder / f"{split}.en").write_text("\n".join(targets) + "\n", encoding="utf-8")
+    return folder
+
+
+def table_of(output):
+    return output[output.index("One wrong translation") :]
+
+
+@pytest.mark.slow
+def test_whole_recipe_twice(corpus, tmp_path):
+    command = [sys.executable, str(RECIPES / "iwslt_de_en.py"), "--config", str(RECIPES / "configs/demo.yaml")]
+    command += ["--data", str(corpus), "--output_dir", str(tmp_path / "out"), "--smoke"]
+    outputs = []
+    for _ in range(2):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert result.returncode == 0, result.stderr[-3000:]
+        outputs.append(result.stdout)
+    first, second = outputs
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == STAGES
+    assert [line.split("]")[0][1:] for line in first.splitlines() if line.endswith("] starts")] == [
+        *("data", "tokenizer", "pretrained", "requests", "baseline", "editable", "evaluation")
+    ]
+    assert second.count("already there, unchanged") == len(STAGES) and "starts" not in second
+    assert table_of(first) == table_of(second)
+    assert "paper: editable, c_loc=100, alpha=3e-4" in first and "Paper: IWSLT14 De-En" in first
+
+    results = json.loads((out / "evaluation/results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["baseline", "editable"]
+    for row in results["rows"]:
+        assert (row["num_edits"], row["num_sentences"]) == (2, 10)
+        records = (out / f"evaluation/edits-{row['name']}-alpha0.01.jsonl").read_text().splitlines()
+        assert len(records) == 2
+    assert results["config"]["data"]["source"] == str(corpus)
+    assert "20 sampled of 30 pairs" in results["test_name"] and "20 sampled" in first
+
+    steps = {name: json.loads((out / name / "trainer_state.json").read_text()) for name in ("baseline", "editable")}
+    assert steps["baseline"]["global_step"] == steps["editable"]["global_step"] == 6
+    assert "locality_loss" in steps["editable"]["log_history"][0]
+    assert "locality_loss" not in steps["baseline"]["log_history"][0]
+    for name in ("pretrained", "baseline", "editable"):
+        AutoModelForSeq2SeqLM.from_pretrained(out / name)
+        assert AutoTokenizer.from_pretrained(out / name).vocab_size == 400
+        assert EditorConfig.from_pretrained(out / name).layers == ["last_decoder_layer"]
+
+
+@pytest.mark.slow
+def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, capsys):
+    import iwslt_de_en
+    import translation_stages
+    from recipe_config import load_config
+
+    def config(folder):
+        loaded = load_config(
+            str(RECIPES / "configs/demo.yaml"), output_dir=str(tmp_path / folder), data=str(corpus), smoke=True
+        )
+        options = {"max_steps": 4, "save_steps": 1, "logging_steps": 1}
+        evaluation = replace(loaded.evaluation, num_sentences=4)
+        return replace(loaded, pretrain=loaded.pretrain | options, finetune=options, evaluation=evaluation)
+
+    iwslt_de_en.main(config("whole"))
+    whole = capsys.readouterr().out
+
+    class Killed(Exception):
+        pass
+
+    def killed(where):
+        def kill(*args, **kwargs):
+            raise Killed(where)
+
+        return kill
+
+    # Three kills: within the pretraining after its second checkpoint, before the requests, within the evaluation.
+    trainer = translation_stages.EditableSeq2SeqTrainer
+    step, measure = trainer.training_step, translation_stages.BleuDrawdownEvaluator._measure
+
+    def step_until_two(self, *args, **kwargs):
+        return killed("training")() if self.state.global_step == 2 else step(self, *args, **kwargs)
+
+    def measure_one(self, request, *args):
+        return killed("evaluation")() if request["id"] == 1 else measure(self, request, *args)
+
+    for target, name, patch in (
+        (trainer, "training_step", step_until_two),
+        (translation_stages, "make_edit_requests", killed("requests")),
+        (translation_stages.BleuDrawdownEvaluator, "_measure", measure_one),
+    ):
+        with monkeypatch.context() as context:
+            context.setattr(target, name, patch)
+            with pytest.raises(Killed):
+                iwslt_de_en.main(config("killed"))
+    capsys.readouterr()
+    iwslt_de_en.main(config("killed"))
+    output = capsys.readouterr().out
+    assert "[pretrained] already there" in output and "[evaluation] continues" in output
+
+    def without_times(folder):
+        content = json.loads((tmp_path / folder / "evaluation/results.json").read_text())
+        for row in content["rows"]:
+            del row["edit_seconds"], row["intervals"]["edit_seconds"]
+        return content["rows"]
+
+    assert without_times("killed") == without_times("whole")
+    rows = [line for line in table_of(whole).splitlines() if line.startswith(("baseline", "editable"))]
+    assert rows == [line for line in table_of(output).splitlines() if line.startswith(("baseline", "editable"))]
+    weights = [(tmp_path / folder / "pretrained/model.safetensors").read_bytes() for folder in ("whole", "killed")]
+    assert weights[0] == weights[1]

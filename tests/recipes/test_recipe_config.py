@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from recipe_config import load_config
+
+from editable_hf import EditableSeq2SeqTrainingArguments
+from editable_hf.models import TRANSFORMER_SIZES
+
+CONFIGS = sorted(Path(__file__, "../../../recipes/configs").resolve().glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_yaml(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_yaml
+
+
+def test_configs_are_found():
+    assert {path.stem for path in CONFIGS} >= {"demo", "small", "paper"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_config_is_valid(path, smoke, tmp_path):
+    config = load_config(str(path), smoke=smoke)
+    assert config.model.size in TRANSFORMER_SIZES
+    for options in (config.pretrain, config.finetune, {**config.finetune, **config.editable}):
+        args = {**config.training, **options, "bf16": False, "fp16": False, "tf32": None, "use_cpu": True}
+        assert EditableSeq2SeqTrainingArguments(str(tmp_path), seed=config.seed, **args).max_steps > 0
+    assert all(isinstance(rate, float) and rate > 0 for rate in config.evaluation.learning_rates)
+    assert smoke == config.output_dir.endswith("-smoke")
+
+
+def test_paper_config_is_section_4_4():
+    config = load_config(str(next(path for path in CONFIGS if path.stem == "paper")))
+    assert (config.model.size, config.model.dropout, config.tokenizer.vocab_size) == ("iwslt_de_en", 0.3, 10_000)
+    assert config.requests.num_alternatives == 32 and config.requests.temperature == 1.2
+    assert config.requests.num_test == config.evaluation.num_edits == 1_000
+    assert config.evaluation.learning_rates == [1e-3, 3e-4]
+    assert config.evaluation.num_beams == 5
+    assert config.training["max_tokens_per_batch"] == 4096
+
+
+def test_defaults(write):
+    config = load_config(write("seed: 3"))
+    assert (config.output_dir, config.seed) == ("runs/iwslt_de_en", 3)
+    assert config.data.source == "embedded" and config.evaluation.num_edits == 1_000
+    assert config.training == config.pretrain == config.finetune == config.editable == {}
+
+
+def test_overrides(write):
+    path = write("output_dir: a\nseed: 3\ndata: {source: x, max_train: 5}\nmodel: {size: small}")
+    config = load_config(path, output_dir="b", data="y", seed=0)
+    assert (config.output_dir, config.seed, config.data.source, config.data.max_train) == ("b", 0, "y", 5)
+    smoke = load_config(path, smoke=True)
+    assert (smoke.output_dir, smoke.model.size, smoke.data.source, smoke.seed) == ("a-smoke", "tiny", "x", 3)
+    assert load_config(path, output_dir="b", smoke=True).output_dir == "b"
+    assert asdict(load_config(path)) == {**asdict(config), "output_dir": "a", "seed": 3, "data": {**asdict(config.data), "source": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {size: tiny}", r"recipe.yaml: unknown sections \['modle'\]; expected \['data', 'tokenizer', 'model'"),
+        ("model: {sise: tiny}", r"recipe.yaml, section 'model': .*sise"),
+        ("", "recipe.yaml must hold sections, .* but holds None"),
+        ("- model", r"recipe.yaml must hold sections, .* but holds \['model'\]"),
+        ("model: tiny", "section 'model' must hold keys and values"),
+        ("finetune: 5", "section 'finetune' must hold keys and values"),
+    ],
+)
+def test_mistakes(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
+        load_config(str(tmp_path / "nothing.yaml"))
