@@ -61,6 +61,10 @@ def print_results(folder: Path) -> None:
     record = json.loads((folder / "showcase.json").read_text(encoding="utf-8"))
     print(f"\n{format_showcase(record)}\n\nTable 6. Ours: {results['test_name']}. Paper: IWSLT14 De-En, all of it.")
     print(format_table([*TABLE_6, *results["rows"]]))
+    for row in results["rows"]:
+        if "drawdown_to_baseline" in row:
+            ratio, low, high = row["drawdown_to_baseline"]
+            print(f"Drawdown of {row['name']} / baseline: {ratio:.2f} (95% interval {low:.2f}-{high:.2f})")
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*.jsonl")
 
 
@@ -71,7 +75,10 @@ def parse_args() -> RecipeConfig:
     parser.add_argument("--data", help="'embedded', a folder, a WIT3 archive or a hub id, instead of the config's")
     parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
     parser.add_argument("--smoke", action="store_true", help="the same stages in a minute, with meaningless numbers")
-    return load_config(**vars(parser.parse_args()))
+    try:
+        return load_config(**vars(parser.parse_args()))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from editable_hf import EditableSeq2SeqTrainingArguments
 
 
 @dataclass
@@ -137,6 +140,13 @@ def load_config(
             (parsed[name],) = HfArgumentParser(options).parse_dict(sections[name])
         except ValueError as error:
             raise ValueError(f"{config}, section {name!r}: {error}") from error
+    fields = EditableSeq2SeqTrainingArguments.__dataclass_fields__
+    for name in _TRAINING:
+        wrong = sorted(set(sections[name]) - set(fields))
+        if wrong:
+            similar = get_close_matches(wrong[0], fields, n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"{config}, section {name!r}: {wrong} are no training arguments.{hint}")
     return RecipeConfig(
         output_dir=folder,
         seed=content.get("seed", 0) if seed is None else seed,

@@ -13,8 +13,10 @@ from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, 
 from transformers.trainer_utils import get_last_checkpoint
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
+from editable_hf.analysis.plots import plot_drawdowns, plots_available
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.report import write_results
 from editable_hf.evaluation.showcase import showcase
@@ -124,7 +126,7 @@ def evaluate(
     edits = load_from_disk(requests.folder / "test")
     edits = edits.select(range(min(options.num_edits, len(edits))))
     names = json.loads((parts[0].folder / "names.json").read_text(encoding="utf-8"))
-    rows = []
+    rows, drawdowns = [], {}
     for name, stage in models.items():
         model = MarianMTModel.from_pretrained(stage.folder, attn_implementation="eager")
         editor_config = EditorConfig.from_pretrained(stage.folder)
@@ -146,8 +148,14 @@ def evaluate(
             path = folder / f"edits-{name}-alpha{rate:g}.jsonl"
             records = evaluator.evaluate(edits, editor, max_steps=options.max_steps, path=path, progress=title)
             values = {**editor_config.hyperparameters, "learning_rate": rate}
-            rows.append(evaluator.summarize(title, records, editor=values, max_steps=options.max_steps))
+            extra = {"editor": values, "max_steps": options.max_steps}
+            drawdowns[title] = [abs(evaluator.bleu - record["bleu"]) for record in records]
+            if title != "baseline" and sum(drawdowns["baseline"]) > 0:
+                extra["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], drawdowns["baseline"])
+            rows.append(evaluator.summarize(title, records, **extra))
             write_results(folder / "results.json", rows, asdict(config), config.seed, **names)
+    if plots_available():
+        plot_drawdowns(drawdowns, folder / "drawdown.png", names["name"])
     record = showcase(
         evaluator,
         test["source"],

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,29 +18,8 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.translator import Translator
-
-
-class Interval(NamedTuple):
-    """A mean with the ends of its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_mean(values: Sequence[float], num_samples: int = 2_000, seed: int = 0) -> Interval:
-    """Mean of `values` with a 95% percentile bootstrap interval, resampling the values (one per edit).
-
-    Raises:
-        ValueError: If there is no value.
-    """
-    if len(values) == 0:
-        raise ValueError("There is no value to average; evaluate at least one edit.")
-    array = np.asarray(values, dtype=float)
-    rows = np.random.default_rng(seed).integers(len(array), size=(num_samples, len(array)))
-    low, high = np.percentile(array[rows].mean(1), [2.5, 97.5])
-    return Interval(float(array.mean()), float(low), float(high))
 
 
 class BleuDrawdownEvaluator:

@@ -89,7 +89,7 @@ class EditableArguments:
 class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArguments):
     """Arguments of [`EditableSeq2SeqTrainer`]: those of `Seq2SeqTrainingArguments` and the editor's.
 
-    No default of `Seq2SeqTrainingArguments` is changed.
+    Defaults of `Seq2SeqTrainingArguments` that are changed: `ddp_find_unused_parameters` is `False`.
     """
 
     edit_length_penalty: float = field(
@@ -109,6 +109,8 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
 
     def __post_init__(self):
         super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
         self.check_editable()
         if self.max_tokens_per_batch < 0:
             raise ValueError(f"`max_tokens_per_batch` must be 0 or more, got {self.max_tokens_per_batch}.")

@@ -17,6 +17,11 @@ def check_supported(model: PreTrainedModel, args: TrainingArguments) -> None:
             f"This process sees {args.n_gpu} GPUs and would use DataParallel, which is not supported. Start one "
             "process a GPU with `accelerate launch --multi_gpu`, or show it one with CUDA_VISIBLE_DEVICES=0."
         )
+    if args.ddp_find_unused_parameters:
+        raise ValueError(
+            "`ddp_find_unused_parameters=True` is not supported: DDP would take the editor's values for unused, "
+            "because the edit runs outside of the wrapped model. Leave it unset."
+        )
     attention = model.config._attn_implementation
     if attention not in (None, "eager"):
         raise ValueError(

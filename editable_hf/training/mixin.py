@@ -49,6 +49,7 @@ class EditableTrainerMixin(ABC):
         model.editor = LearnableEditor(
             args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
         ).to(args.device)
+        model.editor.requires_grad_(edit_dataset is not None)  # DDP waits for everything that requires grad
         # Weight files hold the ordinary model alone: plain `from_pretrained` must load them without a warning.
         names = {f"editor.{name}" for name, _ in model.editor.named_parameters()}
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}

@@ -11,7 +11,8 @@ import torch
 
 from editable_hf import make_edit_requests, rmsprop
 from editable_hf.data.moses import MosesPreprocessor
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator, bootstrap_mean, read_records
+from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.edits import BleuDrawdownEvaluator, read_records
 from editable_hf.evaluation.showcase import format_showcase, showcase
 
 ALPHA, STEPS, BEAMS, BATCH = 5e-3, 4, 3, 5
@@ -46,9 +47,7 @@ def requests(trained_marian, tokenizer, sentence_pairs):
 def make_evaluator(trained_marian, tokenizer, test_set):
     def build(model=None, layers="last_decoder_layer"):
         model = trained_marian if model is None else model
-        return BleuDrawdownEvaluator(
-            model, tokenizer, *test_set, layers=layers, num_beams=BEAMS, batch_size=BATCH
-        )
+        return BleuDrawdownEvaluator(model, tokenizer, *test_set, layers=layers, num_beams=BEAMS, batch_size=BATCH)
 
     return build
 
@@ -110,7 +109,9 @@ def test_records_are_those_of_brute_force(
         after = translate(model, tokenizer, sources)
         bleu, bleu_detok = corpus_scores(after, references, texts)
         worst = max(worst, abs(record["bleu"] - bleu), abs(record["bleu_detok"] - bleu_detok))
-        assert [record[key] for key in ("id", "source", "target")] == [request[key] for key in ("id", "source", "target")]
+        assert [record[key] for key in ("id", "source", "target")] == [
+            request[key] for key in ("id", "source", "target")
+        ]
         assert record["bleu"] == pytest.approx(bleu, abs=1e-9)
         assert record["bleu_detok"] == pytest.approx(bleu_detok, abs=1e-9)
         changed = [i for i in range(NUM_SENTENCES) if after[i] != before[i]]

@@ -62,7 +62,12 @@ def test_overrides(write):
     smoke = load_config(path, smoke=True)
     assert (smoke.output_dir, smoke.model.size, smoke.data.source, smoke.seed) == ("a-smoke", "tiny", "x", 3)
     assert load_config(path, output_dir="b", smoke=True).output_dir == "b"
-    assert asdict(load_config(path)) == {**asdict(config), "output_dir": "a", "seed": 3, "data": {**asdict(config.data), "source": "x"}}
+    assert asdict(load_config(path)) == {
+        **asdict(config),
+        "output_dir": "a",
+        "seed": 3,
+        "data": {**asdict(config.data), "source": "x"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,7 @@ def test_accumulated_gradient_is_the_big_batchs(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_base_loss_is_the_stock_trainers(
-    make_trainer, trained_marian, uneven_rows, tokenizer, tmp_path, smoothing
-):
+def test_base_loss_is_the_stock_trainers(make_trainer, trained_marian, uneven_rows, tokenizer, tmp_path, smoothing):
     trainer = make_trainer(trained_marian, edit_dataset=None, label_smoothing_factor=smoothing)
     args = Seq2SeqTrainingArguments(
         str(tmp_path / "stock"), report_to="none", use_cpu=True, label_smoothing_factor=smoothing
@@ -94,7 +92,10 @@ def test_base_loss_is_the_stock_trainers(
         copy.deepcopy(trained_marian), args, data_collator=DataCollatorForSeq2Seq(tokenizer, model=trained_marian)
     )
     batch = trainer.data_collator(uneven_rows.to_list())
-    loss, stock_loss = trainer.compute_loss(trainer.model.train(), batch), stock.compute_loss(stock.model.train(), batch)
+    loss, stock_loss = (
+        trainer.compute_loss(trainer.model.train(), batch),
+        stock.compute_loss(stock.model.train(), batch),
+    )
     tolerance = 1e-6 if smoothing else 1e-12  # the stock smoother sums in float32
     assert loss.item() == pytest.approx(stock_loss.item(), rel=tolerance)
     loss.backward()

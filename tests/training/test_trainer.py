@@ -6,8 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, MarianConfig, MarianMTModel, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from editable_hf.training.checks import check_supported
 
@@ -73,7 +79,9 @@ def test_learnt_values_have_their_own_group(make_trainer, trained_marian):
     editor = list(trained_marian.editor.parameters())
     assert {id(p) for p in own["params"]} == {id(p) for p in editor} and len(editor) == 2
     rest = [p for group in ordinary for p in group["params"]]
-    assert {id(p) for p in rest} == {id(p) for p in trained_marian.parameters() if p.requires_grad} - set(map(id, editor))
+    assert {id(p) for p in rest} == {id(p) for p in trained_marian.parameters() if p.requires_grad} - set(
+        map(id, editor)
+    )
     assert len(rest) == len({id(p) for p in rest})
     assert {group["weight_decay"] for group in ordinary} == {0.1, 0.0}
     assert {group["lr"] for group in ordinary} == {1e-3}
@@ -112,7 +120,9 @@ def test_edit_dataset_is_optional(make_trainer, trained_marian):
 
 
 def test_all_requests_are_drawn_once_an_epoch(make_trainer, trained_marian, requests_data):
-    trainer = make_trainer(trained_marian.float(), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    trainer = make_trainer(
+        trained_marian.float(), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
     seen, build = [], trainer.request_constraint
     trainer.request_constraint = lambda request: seen.append(request["id"]) or build(request)
     trainer.train()
@@ -189,7 +199,8 @@ def test_evaluation_with_generation(make_trainer, trained_marian, encoded_pairs,
 
 
 def stub(**options):
-    return SimpleNamespace(**{"fsdp": "", "deepspeed": None, "n_gpu": 1, **options})
+    usual = {"fsdp": "", "deepspeed": None, "n_gpu": 1, "ddp_find_unused_parameters": None}
+    return SimpleNamespace(**{**usual, **options})
 
 
 def test_fused_attention_is_refused_with_the_remedy(make_trainer, trained_marian):
@@ -205,6 +216,7 @@ def test_fused_attention_is_refused_with_the_remedy(make_trainer, trained_marian
     [
         ({"fsdp": "full_shard"}, "FSDP and DeepSpeed are not supported.*accelerate launch --multi_gpu"),
         ({"deepspeed": "zero3.json"}, "FSDP and DeepSpeed are not supported"),
+        ({"ddp_find_unused_parameters": True}, "take the editor's values for unused.*Leave it unset"),
         ({"n_gpu": 2}, "sees 2 GPUs and would use DataParallel.*CUDA_VISIBLE_DEVICES=0"),
     ],
 )
@@ -252,8 +264,15 @@ def test_user_code_of_twenty_lines(tmp_path, sentence_pairs):
     from datasets import Dataset
     from transformers import MarianMTModel
 
-    from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, edit, edited
-    from editable_hf import make_edit_requests, request_constraint
+    from editable_hf import (
+        EditableSeq2SeqTrainer,
+        EditableSeq2SeqTrainingArguments,
+        EditorConfig,
+        edit,
+        edited,
+        make_edit_requests,
+        request_constraint,
+    )
     from editable_hf.data.tokenizer import train_tokenizer
     from editable_hf.models import iwslt_transformer_config
 
@@ -271,7 +290,9 @@ def test_user_code_of_twenty_lines(tmp_path, sentence_pairs):
 
     model = MarianMTModel.from_pretrained(tmp_path / "model", attn_implementation="eager")
     config = EditorConfig.from_pretrained(tmp_path / "model")
-    result = edit(model, request_constraint(requests[0], model), config.build_editor(learning_rate=0.05), config.layers)
+    result = edit(
+        model, request_constraint(requests[0], model), config.build_editor(learning_rate=0.05), config.layers
+    )
     assert result.success
     with edited(model, result) as patched:
         assert patched.generate(**tokenizer([sources[0]], return_tensors="pt"), max_new_tokens=4).shape[0] == 1

@@ -1,0 +1,1 @@
+"""What edits do inside a model, and pictures of it. Needs the `plots` extra."""

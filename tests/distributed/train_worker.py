@@ -1,0 +1,154 @@
+"""Trains a tiny model for two steps under each of several set-ups and saves what every process saw.
+
+Started alone with accumulation over 2 * n micro-batches, and by torchrun as two processes with n, it must do the same.
+
+    python train_worker.py FOLDER
+    torchrun --nproc_per_node 2 train_worker.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import MarianConfig, MarianMTModel, TrainerCallback
+
+from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, edit, request_constraint, rmsprop
+from editable_hf.data.requests import draw_requests
+
+SETUPS = {
+    "sentences": {"per_device_train_batch_size": 3},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "tokens": {"max_tokens_per_batch": 30},
+    "distillation": {"per_device_train_batch_size": 3, "base_loss": "distillation"},
+    "plain": {"per_device_train_batch_size": 3},
+}
+
+
+class Tokenizer:
+    """What the collator needs of one."""
+
+    padding_side = "right"
+
+    def pad(self, features, return_tensors=None, **kwargs):
+        longest = max(len(row["input_ids"]) for row in features)
+        batch = {}
+        for key, filler in (("input_ids", 1), ("attention_mask", 0), ("labels", -100)):
+            width = longest if key != "labels" else max(len(row["labels"]) for row in features)
+            batch[key] = torch.tensor([[*row[key], *[filler] * (width - len(row[key]))] for row in features])
+        return batch
+
+
+class Collator:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, features):
+        batch = Tokenizer().pad(features)
+        batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return batch
+
+
+def build_model():
+    torch.manual_seed(0)
+    config = MarianConfig(
+        vocab_size=40,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=32,
+        init_std=0.3,
+        dropout=0.0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+        attn_implementation="eager",
+    )
+    return MarianMTModel(config).double()
+
+
+def build_data():
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for number in range(24):
+        lengths = 3 + number % 5, 2 + (7 * number) % 11  # uneven, the targets above all
+        source, target = (torch.randint(3, 40, (length,), generator=generator).tolist() + [2] for length in lengths)
+        rows.append({"input_ids": source, "attention_mask": [1] * len(source), "labels": target})
+    return Dataset.from_list(rows)
+
+
+def build_requests(model, seed):
+    """Two requests, ordered so that the first one drawn takes several steps and the second one none."""
+    rows = []
+    for several in (True, False):
+        row = {"source_ids": [5, 6, 7, 2], "target_ids": [8, 9, 10, 2], "alternatives": [[11, 12, 2]]}
+        loss = edit(model, request_constraint(row, model), rmsprop(1e-3), "last_decoder_layer", 0).loss
+        if (loss.item() > 0) != several:
+            row |= {"target_ids": row["alternatives"][0], "alternatives": [row["target_ids"]]}
+        rows.append(row)
+    if draw_requests(2, 0, 2, seed) == [1, 0]:
+        rows.reverse()
+    return Dataset.from_list(rows)
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def run(name, folder):
+    model, recorder = build_model(), Recorder()
+    options = {"gradient_accumulation_steps": 1, **SETUPS[name]}
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    options["gradient_accumulation_steps"] *= 2 // world_size
+    args = EditableSeq2SeqTrainingArguments(
+        str(folder / "run"),
+        max_steps=2,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        label_smoothing_factor=0.1,
+        learn_edit_learning_rate=True,
+        editor_learning_rate=0.05,
+        edit_max_steps=3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    trainer = EditableSeq2SeqTrainer(
+        model,
+        args,
+        train_dataset=build_data(),
+        edit_dataset=None if name == "plain" else build_requests(model, args.seed),
+        data_collator=Collator(model),
+        callbacks=[recorder],
+    )
+    model.editor.double()
+    steps, log_terms = [], trainer._log_terms
+    trainer._log_terms = lambda **terms: steps.append(terms["edit_num_steps"]) or log_terms(**terms)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    content = {"gradients": recorder.gradients, "edit_steps": steps, "logs": logs, "state": state}
+    torch.save(content, folder / f"{name}-{world_size}-{args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for setup in SETUPS:
+        run(setup, Path(sys.argv[1]))
