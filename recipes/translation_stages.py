@@ -61,10 +61,12 @@ def train_model(
             tokenizer, config.model.size, config.model.dropout, config.model.max_length
         )
         model = MarianMTModel(model_config)
-        # The settings of section 4.4's evaluation become the model's own.
-        model.generation_config.update(num_beams=config.evaluation.num_beams, early_stopping=True)
     else:
         model = MarianMTModel.from_pretrained(start.folder, attn_implementation="eager")
+    # The settings of section 4.4's evaluation become the model's own.
+    model.generation_config.update(
+        num_beams=config.evaluation.num_beams, early_stopping=True, max_new_tokens=config.model.max_length - 1
+    )
     columns = splits["train"].column_names
     encoded = splits.map(
         lambda row: tokenizer(row["source"], text_target=row["target"], truncation=True),
