@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
@@ -30,6 +30,29 @@ def draw_requests(num_requests: int, first: int, count: int, seed: int) -> list[
         order = torch.randperm(num_requests, generator=torch.Generator().manual_seed(seed + epoch))
         rows.append(int(order[offset]))
     return rows
+
+
+class RequestOrder:
+    """Which requests each micro-batch of each process edits with: a function of the update, so that runs resume.
+
+    No two processes draw the same request in an epoch of requests.
+
+    Args:
+        num_requests: Size of the request dataset.
+        args: Gives `edits_per_step`, the accumulation, the processes and the seed of the permutations.
+    """
+
+    def __init__(self, num_requests: int, args: TrainingArguments):
+        self.num_requests, self.args = num_requests, args
+        self._step, self._micro_batch = -1, 0
+
+    def rows(self, step: int) -> list[int]:
+        """Rows for the next micro-batch of update `step`."""
+        self._micro_batch = self._micro_batch + 1 if step == self._step else 0
+        self._step = step
+        args = self.args
+        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * args.world_size + args.process_index
+        return draw_requests(self.num_requests, batch * args.edits_per_step, args.edits_per_step, args.seed)
 
 
 def longest_decodable(model: PreTrainedModel) -> int | None:

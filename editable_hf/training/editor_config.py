@@ -8,9 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import torch
-
-from editable_hf.core.editors import LearnableEditor
+from editable_hf.core.editors import Editor, LearnableEditor
 from editable_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,13 @@ class EditorConfig:
     learnt: dict[str, float] = field(default_factory=dict)
     library_version: str = __version__
 
-    def build_editor(self, **overrides: float):
+    @classmethod
+    def of(cls, editor: LearnableEditor, layers: list[str], max_steps: int) -> EditorConfig:
+        """The configuration of `editor` as it stands."""
+        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
+        return cls(editor.name, editor.values(), layers, max_steps, learnt=learnt)
+
+    def build_editor(self, **overrides: float) -> Editor:
         """The editor with these hyperparameters, as plain numbers.
 
         Args:
@@ -88,22 +92,3 @@ class EditorConfig:
                 "%s has keys this version (%s) does not know and ignores: %s", path, __version__, ", ".join(unknown)
             )
         return cls(**{key: value for key, value in content.items() if key in known})
-
-
-def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:
-    """Gives `editor` the values that the checkpoint in `folder` had learnt.
-
-    Raises:
-        ValueError: If the checkpoint did not learn the same values.
-    """
-    config = EditorConfig.from_pretrained(folder)
-    parameters, learnt = dict(editor.named_parameters()), {} if config is None else config.learnt
-    if set(learnt) != set(parameters):
-        raise ValueError(
-            f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learnt)} "
-            f"({'no ' if config is None else ''}{EDITOR_CONFIG_NAME}); resume with the same `editor`, "
-            "`learn_edit_learning_rate` and `learn_edit_decays`, or start a new run from its weights."
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.fill_(learnt[name])

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from editable_hf.core.editing import Constraint, edit
-from editable_hf.core.editors import LearnableEditor, Params
+from editable_hf.core.editors import Params
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.core.selection import select_parameters
-from editable_hf.data.requests import draw_requests
+from editable_hf.data.requests import RequestOrder
+from editable_hf.training.attached_editor import attach_editor, restore_editor, separate_editor_group
 from editable_hf.training.checks import check_supported
-from editable_hf.training.editor_config import EditorConfig, restore_editor
+from editable_hf.training.editor_config import EditorConfig
 
 
 class EditableTrainerMixin(ABC):
@@ -43,18 +44,12 @@ class EditableTrainerMixin(ABC):
         # A model that was trained before still has its editor, which "*" would select.
         selected = select_parameters(model, args.edit_layers)
         self.edit_parameters = [name for name in selected if not name.startswith("editor.")]
-        self.teacher = None
-        if args.base_loss == "distillation":
-            self.teacher = deepcopy(model).eval().requires_grad_(False)
-        model.editor = LearnableEditor(
-            args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
-        ).to(args.device)
-        model.editor.requires_grad_(edit_dataset is not None)  # DDP waits for everything that requires grad
-        # Weight files hold the ordinary model alone: plain `from_pretrained` must load them without a warning.
-        names = {f"editor.{name}" for name, _ in model.editor.named_parameters()}
-        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
+        distill = args.base_loss == "distillation"
+        self.teacher = deepcopy(model).eval().requires_grad_(False) if distill else None
+        attach_editor(model, args)
         self._terms: dict[str, float] = {}
-        self._last_draw = (-1, 0)
+        if edit_dataset is not None:
+            self._order = RequestOrder(len(edit_dataset), args)
 
     def add_edit_terms(self, base: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Eq. 2 from the base loss, whose forward has run in train mode through the wrapped model.
@@ -86,20 +81,13 @@ class EditableTrainerMixin(ABC):
 
     def _draw(self) -> list[Mapping[str, Any]]:
         """The requests of this micro-batch on this process."""
-        step, micro = self._last_draw
-        micro = micro + 1 if step == self.state.global_step else 0
-        self._last_draw = (self.state.global_step, micro)
-        args = self.args
-        position = (self.state.global_step * args.gradient_accumulation_steps + micro) * args.world_size
-        first = (position + args.process_index) * args.edits_per_step
-        rows = draw_requests(len(self.edit_dataset), first, args.edits_per_step, args.seed)
-        return [self.edit_dataset[row] for row in rows]
+        return [self.edit_dataset[row] for row in self._order.rows(self.state.global_step)]
 
     def _log_terms(self, **terms: float) -> None:
         for name, value in {**terms, "_count": 1.0}.items():
             self._terms[name] = self._terms.get(name, 0.0) + value
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms:
             sums = torch.tensor(list(self._terms.values()), device=self.args.device)
             *sums, count = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -110,13 +98,8 @@ class EditableTrainerMixin(ABC):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            optimizer, editor = super().create_optimizer(model), list(self.model.editor.parameters())
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if all(p is not own for own in editor)]
-            if editor:
-                optimizer.add_param_group(
-                    {"params": editor, "lr": self.args.editor_learning_rate, "weight_decay": 0.0}
-                )
+            optimizer = super().create_optimizer(model)
+            separate_editor_group(optimizer, self.model.editor, self.args.editor_learning_rate)
         return super().create_optimizer(model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -134,6 +117,5 @@ class EditableTrainerMixin(ABC):
 
     def editor_config(self) -> EditorConfig:
         """The editor as it stands, as it is saved beside the weights."""
-        args, editor = self.args, self.model.editor
-        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
-        return EditorConfig(editor.name, editor.values(), list(args.edit_layers), args.edit_max_steps, learnt=learnt)
+        args = self.args
+        return EditorConfig.of(self.model.editor, list(args.edit_layers), args.edit_max_steps)

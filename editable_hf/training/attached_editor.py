@@ -1,0 +1,55 @@
+"""The editor as a part of the model that is trained: `model.editor`."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from editable_hf.core.editors import LearnableEditor
+from editable_hf.training.arguments import EditableArguments
+from editable_hf.training.editor_config import EDITOR_CONFIG_NAME, EditorConfig
+
+
+def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
+    """Makes the editor a submodule of `model`, so that the optimiser and DDP see its values.
+
+    Weight files hold the ordinary model alone all the same: plain `from_pretrained` must load them without a warning.
+    """
+    editor = LearnableEditor(
+        args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
+    )
+    model.editor = editor.to(model.device)
+    names = {f"editor.{name}" for name, _ in editor.named_parameters()}
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
+
+
+def separate_editor_group(optimizer: Optimizer, editor: LearnableEditor, learning_rate: float) -> None:
+    """Moves the editor's values into a parameter group of their own, without weight decay."""
+    parameters = list(editor.parameters())
+    own = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    if parameters:
+        optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": 0.0})
+
+
+def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:
+    """Gives `editor` the values that the checkpoint in `folder` had learnt.
+
+    Raises:
+        ValueError: If the checkpoint did not learn the same values.
+    """
+    config = EditorConfig.from_pretrained(folder)
+    parameters, learnt = dict(editor.named_parameters()), {} if config is None else config.learnt
+    if set(learnt) != set(parameters):
+        raise ValueError(
+            f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learnt)} "
+            f"({'no ' if config is None else ''}{EDITOR_CONFIG_NAME}); resume with the same `editor`, "
+            "`learn_edit_learning_rate` and `learn_edit_decays`, or start a new run from its weights."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.fill_(learnt[name])
