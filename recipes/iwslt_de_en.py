@@ -31,7 +31,8 @@ def main(config: RecipeConfig) -> None:
 
     source = {**asdict(config.data), **describe_source(config.data.source)}
     data = stages.run("data", source, [], partial(prepare_data, config))
-    tokenizer = stages.run("tokenizer", asdict(config.tokenizer), [data], partial(prepare_tokenizer, config, data))
+    options = {**asdict(config.tokenizer), "max_length": config.model.max_length}
+    tokenizer = stages.run("tokenizer", options, [data], partial(prepare_tokenizer, config, data))
     parts = [data, tokenizer]
 
     def train(name: str, options: dict, start: Stage | None = None, requests: Stage | None = None) -> Stage:

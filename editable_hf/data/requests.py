@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
+from editable_hf.models.beam_search import BeamCache, batches_by_length, longest_decodable, translation_limit
 
 REQUEST_COLUMNS = ("id", "source", "target", "source_ids", "target_ids", "alternatives")
 
@@ -55,11 +56,6 @@ class RequestOrder:
         return draw_requests(self.num_requests, batch * args.edits_per_step, args.edits_per_step, args.seed)
 
 
-def longest_decodable(model: PreTrainedModel) -> int | None:
-    """Most tokens `model` can decode, or `None` where it has no limit (T5's positions are relative)."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def request_constraint(
     request: Mapping[str, Any], model: PreTrainedModel, length_penalty: float = 0.0
 ) -> SequenceConstraint:
@@ -98,7 +94,6 @@ def make_edit_requests(
     targets: Sequence[str] | None = None,
     num_alternatives: int = 32,
     temperature: float = 1.2,
-    max_new_tokens: int = 128,
     batch_size: int = 16,
     seed: int = 0,
     first_id: int = 0,
@@ -116,8 +111,7 @@ def make_edit_requests(
         targets: Wanted translations, one for each source; sampled from the model if not given.
         num_alternatives: Beam size and number of alternatives (k = 32 in the paper).
         temperature: Of the sampled targets (1.2 in the paper).
-        max_new_tokens: Longest translation generated.
-        batch_size: Sources decoded together.
+        batch_size: Sources of similar length decoded together.
         seed: Seed of the sampling.
         first_id: `id` of the first source; the others count on from it.
         progress: Title of the progress bar, none if `None`.
@@ -130,51 +124,59 @@ def make_edit_requests(
         ValueError: If a source or a given target is empty, or the numbers of sources and targets differ.
     """
     _check_pairs(sources, targets)
+    ids = tokenizer(list(sources), truncation=True)["input_ids"]
+    target_ids = None if targets is None else tokenizer(text_target=list(targets))["input_ids"]
     rows: list[dict[str, Any]] = []
-    max_new_tokens = min(max_new_tokens, (longest_decodable(model) or max_new_tokens + 1) - 1)
+    batches = batches_by_length([len(row) for row in ids], batch_size)
     with eval_mode(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for start in tqdm(range(0, len(sources), batch_size), desc=progress, disable=progress is None):
-            batch = list(sources[start : start + batch_size])
-            inputs = tokenizer(batch, return_tensors="pt", padding=True, truncation=True).to(model.device)
-            beams = model.generate(
-                **inputs,
-                num_beams=num_alternatives,
-                num_return_sequences=num_alternatives,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-            ).view(len(batch), num_alternatives, -1)
-            if targets is None:
-                target_ids = _sample_targets(model, tokenizer, inputs, temperature, max_new_tokens)
-            else:
-                target_ids = tokenizer(text_target=list(targets[start : start + batch_size]))["input_ids"]
-            for row, ids in enumerate(target_ids):
+        for batch in tqdm(batches, desc=progress, disable=progress is None, unit="batch"):
+            inputs = tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt").to(
+                model.device
+            )
+            found = _beam_search(model, inputs, num_alternatives)
+            wanted = _sample(model, inputs, temperature) if targets is None else None
+            for row, index in enumerate(batch):
+                target = target_ids[index] if wanted is None else strip_ids(wanted[row], tokenizer)
                 rows.append(
                     {
-                        "id": first_id + start + row,
-                        "source": batch[row],
-                        "target": tokenizer.decode(ids, skip_special_tokens=True),
-                        "source_ids": inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist(),
-                        "target_ids": ids,
-                        "alternatives": _distinct([strip_ids(beam, tokenizer) for beam in beams[row]], ids),
+                        "id": first_id + index,
+                        "source": sources[index],
+                        "target": tokenizer.decode(target, skip_special_tokens=True),
+                        "source_ids": ids[index],
+                        "target_ids": target,
+                        "alternatives": _distinct([strip_ids(beam, tokenizer) for beam in found[row]], target),
                     }
                 )
+    rows.sort(key=lambda request: request["id"])
     return Dataset.from_list([row for row in rows if row["alternatives"]])
 
 
-def _sample_targets(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Any, temperature: float, max_new_tokens: int
-) -> list[list[int]]:
-    samples = model.generate(
+def _beam_search(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], num_beams: int) -> torch.Tensor:
+    """The beams of each source, best first, `(batch, num_beams, length)`."""
+    output = model.generate(
+        **inputs,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        early_stopping=True,
+        past_key_values=BeamCache(),
+        max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
+    )
+    return output.view(len(inputs["input_ids"]), num_beams, -1)
+
+
+def _sample(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], temperature: float) -> torch.Tensor:
+    """One translation sampled for each source, `(batch, length)`."""
+    return model.generate(
         **inputs,
         num_beams=1,
         do_sample=True,
         temperature=temperature,
         top_k=0,
-        max_new_tokens=max_new_tokens,
         early_stopping=False,
+        max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
     )
-    return [strip_ids(row, tokenizer) for row in samples]
 
 
 def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,23 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from editable_hf.data.requests import longest_decodable
-
-
-class _BeamCache(EncoderDecoderCache):
-    """Reorders the decoder's own keys and values only: all beams of a sentence see the same encoder output.
-
-    The stock cache copies the (larger) cross-attention part at every step, a quarter of the time of a beam search.
-    """
-
-    def __init__(self):
-        super().__init__(DynamicCache(), DynamicCache())
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.self_attention_cache.reorder_cache(beam_idx)
+from editable_hf.models.beam_search import BeamCache, batches_by_length, translation_limit
 
 
 class Translator:
@@ -57,19 +44,15 @@ class Translator:
         self.model, self.tokenizer, self.num_beams = model, tokenizer, num_beams
         self.keep_encoded = keep_encoded
         ids = tokenizer(list(sources), truncation=True)["input_ids"] if sources else []
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        self._indices = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self._indices = batches_by_length([len(row) for row in ids], batch_size)
         self._batches = [
             tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt").to(model.device)
             for indices in self._indices
         ]
-        self._max_new_tokens = [self._limit(batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches]
+        self._max_new_tokens = [
+            translation_limit(model, batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches
+        ]
         self._encoded: list[torch.Tensor | None] = [None] * len(self._batches)
-
-    def _limit(self, source_length: int, ratio: float) -> int:
-        limit = int(ratio * source_length) + 10
-        longest = longest_decodable(self.model)
-        return limit if longest is None else min(limit, longest - 1)
 
     @torch.no_grad()
     def __call__(self, progress: str | None = None) -> list[str]:
@@ -87,7 +70,7 @@ class Translator:
             output = self.model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=self._encode(number)),
                 attention_mask=batch["attention_mask"],
-                past_key_values=_BeamCache(),
+                past_key_values=BeamCache(),
                 num_beams=self.num_beams,
                 do_sample=False,
                 early_stopping=True,

@@ -47,6 +47,8 @@ class EditableTrainerMixin(ABC):
         distill = args.base_loss == "distillation"
         self.teacher = deepcopy(model).eval().requires_grad_(False) if distill else None
         attach_editor(model, args)
+        # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
+        model.editor.requires_grad_(edit_dataset is not None)
         self._terms: dict[str, float] = {}
         if edit_dataset is not None:
             self._order = RequestOrder(len(edit_dataset), args)

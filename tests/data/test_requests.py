@@ -11,7 +11,7 @@ from editable_hf import make_edit_requests, read_edit_requests, request_constrai
 from editable_hf.core.functional import FunctionalModel
 from editable_hf.data.requests import REQUEST_COLUMNS, draw_requests, strip_ids
 
-OPTIONS = {"num_alternatives": 4, "max_new_tokens": 20, "progress": None}
+OPTIONS = {"num_alternatives": 4, "progress": None}
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ def test_fixed_values_stay(make_trainer, trained_marian):
 
 def test_edit_dataset_is_optional(make_trainer, trained_marian):
     trainer = make_trainer(trained_marian.float(), edit_dataset=None)
+    assert [parameter.requires_grad for parameter in trained_marian.editor.parameters()] == [False]
     trainer.train()
     (entry, *_) = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert "edit_loss" not in entry and "editor/beta" not in entry
@@ -280,7 +281,7 @@ def test_user_code_of_twenty_lines(tmp_path, sentence_pairs):
     tokenizer = train_tokenizer([*sources, *targets], vocab_size=100)
     model = MarianMTModel(iwslt_transformer_config(tokenizer, "tiny"))
     train = Dataset.from_dict(dict(tokenizer(sources, text_target=targets)))
-    requests = make_edit_requests(model, tokenizer, sources[:2], num_alternatives=3, max_new_tokens=8, progress=None)
+    requests = make_edit_requests(model, tokenizer, sources[:2], num_alternatives=3, progress=None)
     args = EditableSeq2SeqTrainingArguments(str(tmp_path / "run"), max_steps=2, report_to="none", use_cpu=True)
     trainer = EditableSeq2SeqTrainer(
         model, args, train_dataset=train, edit_dataset=requests, processing_class=tokenizer
