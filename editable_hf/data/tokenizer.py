@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -34,35 +35,38 @@ def train_tokenizer(
     Raises:
         ValueError: If the texts are too few or too uniform for that many pieces, or have more characters than pieces.
     """
+    # Into memory: a file name would be written into the model, and equal texts would not give equal files.
+    model_file = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model_file,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            bos_id=0,
+            pad_id=1,
+            eos_id=2,
+            unk_id=3,
+            minloglevel=2,
+            num_threads=os.cpu_count() or 1,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"A vocabulary of {vocab_size} pieces cannot be learnt from these texts; choose another `vocab_size` "
+            f"({str(error).splitlines()[-1]})."
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder, "source")
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_prefix=str(prefix),
-                model_type="bpe",
-                vocab_size=vocab_size,
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                bos_id=0,
-                pad_id=1,
-                eos_id=2,
-                unk_id=3,
-                minloglevel=2,
-                num_threads=os.cpu_count() or 1,
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"A vocabulary of {vocab_size} pieces cannot be learnt from these texts; choose another `vocab_size` "
-                f"({str(error).splitlines()[-1]})."
-            ) from error
-        model = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+        spm_file, vocab_file = Path(folder, "joint.spm"), Path(folder, "vocab.json")
+        spm_file.write_bytes(model_file.getvalue())
+        model = sentencepiece.SentencePieceProcessor(model_file=str(spm_file))
         vocab = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
-        Path(folder, "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        vocab_file.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
         return MarianTokenizer(
-            source_spm=f"{prefix}.model",
-            target_spm=f"{prefix}.model",
-            vocab=str(Path(folder, "vocab.json")),
+            source_spm=str(spm_file),
+            target_spm=str(spm_file),
+            vocab=str(vocab_file),
             source_lang=source_lang,
             target_lang=target_lang,
             unk_token="<unk>",

@@ -76,3 +76,13 @@ def test_same_texts_give_the_same_pieces(sentence_pairs, tokenizer):
 def test_impossible_vocabulary(sentence_pairs, vocab_size):
     with pytest.raises(ValueError, match=f"A vocabulary of {vocab_size} pieces cannot be learnt.*`vocab_size`"):
         train_tokenizer(sentence_pairs[0], vocab_size=vocab_size)
+
+
+def test_equal_texts_give_equal_files(tmp_path, sentence_pairs):
+    texts = [*sentence_pairs[0], *sentence_pairs[1]]
+    for name in ("first", "second"):
+        train_tokenizer(texts, 100).save_pretrained(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert "source.spm" in files
+    for name in files:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
