@@ -16,6 +16,7 @@ from editable_hf.core import (
     select_parameters,
 )
 from editable_hf.data.requests import make_edit_requests, read_edit_requests, request_constraint
+from editable_hf.data.translation import load_translation_data
 from editable_hf.training import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig
 from editable_hf.version import __version__
 
@@ -32,6 +33,7 @@ __all__ = [
     "edit",
     "edited",
     "gd",
+    "load_translation_data",
     "make_edit_requests",
     "momentum",
     "read_edit_requests",

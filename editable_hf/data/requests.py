@@ -125,7 +125,6 @@ def make_edit_requests(
     """
     _check_pairs(sources, targets)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
-    target_ids = None if targets is None else tokenizer(text_target=list(targets))["input_ids"]
     rows: list[dict[str, Any]] = []
     batches = batches_by_length([len(row) for row in ids], batch_size)
     with eval_mode(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -134,26 +133,35 @@ def make_edit_requests(
             inputs = tokenizer.pad({"input_ids": [ids[index] for index in batch]}, return_tensors="pt").to(
                 model.device
             )
-            found = _beam_search(model, inputs, num_alternatives)
-            wanted = _sample(model, inputs, temperature) if targets is None else None
-            for row, index in enumerate(batch):
-                target = target_ids[index] if wanted is None else strip_ids(wanted[row], tokenizer)
-                rows.append(
-                    {
-                        "id": first_id + index,
-                        "source": sources[index],
-                        "target": tokenizer.decode(target, skip_special_tokens=True),
-                        "source_ids": ids[index],
-                        "target_ids": target,
-                        "alternatives": _distinct([strip_ids(beam, tokenizer) for beam in found[row]], target),
-                    }
-                )
+            beams = _beam_search(model, tokenizer, inputs, num_alternatives)
+            if targets is None:
+                wanted = _sample(model, tokenizer, inputs, temperature)
+            else:
+                wanted = tokenizer(text_target=[targets[index] for index in batch])["input_ids"]
+            for index, target, found in zip(batch, wanted, beams, strict=True):
+                rows.append(_request(first_id + index, sources[index], ids[index], target, found, tokenizer))
     rows.sort(key=lambda request: request["id"])
     return Dataset.from_list([row for row in rows if row["alternatives"]])
 
 
-def _beam_search(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], num_beams: int) -> torch.Tensor:
-    """The beams of each source, best first, `(batch, num_beams, length)`."""
+def _request(
+    number: int, source: str, source_ids: list[int], target_ids: list[int], beams: list[list[int]], tokenizer
+) -> dict[str, Any]:
+    alternatives = dict.fromkeys(tuple(beam) for beam in beams if beam != target_ids)
+    return {
+        "id": number,
+        "source": source,
+        "target": tokenizer.decode(target_ids, skip_special_tokens=True),
+        "source_ids": source_ids,
+        "target_ids": target_ids,
+        "alternatives": [list(beam) for beam in alternatives],
+    }
+
+
+def _beam_search(
+    model: PreTrainedModel, tokenizer, inputs: Mapping[str, Any], num_beams: int
+) -> list[list[list[int]]]:
+    """The beams of each source, best first."""
     output = model.generate(
         **inputs,
         num_beams=num_beams,
@@ -163,12 +171,13 @@ def _beam_search(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], num
         past_key_values=BeamCache(),
         max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
     )
-    return output.view(len(inputs["input_ids"]), num_beams, -1)
+    rows = [strip_ids(row, tokenizer) for row in output]
+    return [rows[start : start + num_beams] for start in range(0, len(rows), num_beams)]
 
 
-def _sample(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], temperature: float) -> torch.Tensor:
-    """One translation sampled for each source, `(batch, length)`."""
-    return model.generate(
+def _sample(model: PreTrainedModel, tokenizer, inputs: Mapping[str, Any], temperature: float) -> list[list[int]]:
+    """One translation sampled for each source."""
+    output = model.generate(
         **inputs,
         num_beams=1,
         do_sample=True,
@@ -177,6 +186,7 @@ def _sample(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], temperat
         early_stopping=False,
         max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
     )
+    return [strip_ids(row, tokenizer) for row in output]
 
 
 def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -185,10 +195,6 @@ def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int
     if tokenizer.eos_token_id in tokens:
         return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
     return [token for token in tokens if token != tokenizer.pad_token_id]
-
-
-def _distinct(alternatives: list[list[int]], target: list[int]) -> list[list[int]]:
-    return [list(ids) for ids in dict.fromkeys(map(tuple, alternatives)) if list(ids) != target]
 
 
 def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:

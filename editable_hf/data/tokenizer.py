@@ -35,6 +35,27 @@ def train_tokenizer(
     Raises:
         ValueError: If the texts are too few or too uniform for that many pieces, or have more characters than pieces.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        spm_file, vocab_file = Path(folder, "joint.spm"), Path(folder, "vocab.json")
+        spm_file.write_bytes(_train_bpe(texts, vocab_size))
+        model = sentencepiece.SentencePieceProcessor(model_file=str(spm_file))
+        vocab = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+        vocab_file.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        return MarianTokenizer(
+            source_spm=str(spm_file),
+            target_spm=str(spm_file),
+            vocab=str(vocab_file),
+            source_lang=source_lang,
+            target_lang=target_lang,
+            unk_token="<unk>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            bos_token="<s>",
+            model_max_length=max_length,
+        )
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
     # Into memory: a file name would be written into the model, and equal texts would not give equal files.
     model_file = io.BytesIO()
     try:
@@ -57,21 +78,4 @@ def train_tokenizer(
             f"A vocabulary of {vocab_size} pieces cannot be learnt from these texts; choose another `vocab_size` "
             f"({str(error).splitlines()[-1]})."
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        spm_file, vocab_file = Path(folder, "joint.spm"), Path(folder, "vocab.json")
-        spm_file.write_bytes(model_file.getvalue())
-        model = sentencepiece.SentencePieceProcessor(model_file=str(spm_file))
-        vocab = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
-        vocab_file.write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-        return MarianTokenizer(
-            source_spm=str(spm_file),
-            target_spm=str(spm_file),
-            vocab=str(vocab_file),
-            source_lang=source_lang,
-            target_lang=target_lang,
-            unk_token="<unk>",
-            eos_token="</s>",
-            pad_token="<pad>",
-            bos_token="<s>",
-            model_max_length=max_length,
-        )
+    return model_file.getvalue()

@@ -96,26 +96,19 @@ def load_translation_data(
         FileNotFoundError: If `source`, a split or a file of it cannot be found.
         ValueError: If a file is damaged, misaligned or not UTF-8, or it cannot be told whether text is tokenised.
     """
-    pairs, origin, tokenized = _read_pairs(
-        source, source_lang, target_lang, config_name, revision, split_names, tokenized
-    )
-    if raw_text:
-        tokenized = False
-    elif tokenized is None:
+    options = (config_name, revision, split_names, tokenized)
+    pairs, origin, tokenized = _read_pairs(source, source_lang, target_lang, *options)
+    if tokenized is None and not raw_text:
         tokenized = _recognise_tokenized(pairs, source)
-    preprocessors = MosesPreprocessor(source_lang), MosesPreprocessor(target_lang)
     limits = {"train": max_train, "validation": max_validation, "test": max_test}
+    samples = {part: _sample(text, limits[part], seed) for part, text in pairs.items()}
+    if raw_text:
+        splits = DatasetDict({part: _as_it_is(text) for part, text in samples.items()})
+    else:
+        splits = _tokenize(samples, tokenized, MosesPreprocessor(source_lang), MosesPreprocessor(target_lang))
     corpus = _corpus_of_test_set(pairs["test"]) if tokenized else None
-    splits = DatasetDict()
-    for part, text in pairs.items():
-        sample = _sample(text, limits[part], seed)
-        splits[part] = _as_it_is(sample) if raw_text else _to_dataset(sample, part, tokenized, *preprocessors)
-    name = f"{source_lang.capitalize()}-{target_lang.capitalize()}, {origin}"
-    return TranslationData(
-        splits=splits,
-        name=f"{corpus} {name}" if corpus else name,
-        test_name=_test_name(pairs["test"], len(splits["test"]), origin, corpus),
-    )
+    name = f"{corpus or ''} {source_lang.capitalize()}-{target_lang.capitalize()}, {origin}".strip()
+    return TranslationData(splits, name, _test_name(pairs["test"], len(splits["test"]), origin, corpus))
 
 
 def _read_pairs(
@@ -193,18 +186,26 @@ def _as_it_is(text: ParallelText) -> Dataset:
     )
 
 
-def _to_dataset(
-    text: ParallelText, part: str, tokenized: bool, source_moses: MosesPreprocessor, target_moses: MosesPreprocessor
-) -> Dataset:
-    if tokenized:
-        sources, targets = [line.lower() for line in text.sources], [line.lower() for line in text.targets]
-        target_texts = text.target_texts or [target_moses.detokenize(line) for line in targets]
-    else:
-        bar = tqdm(zip(text.sources, text.targets, strict=True), f"Tokenising {part}", len(text), leave=False)
-        tokens = [(source_moses.tokenize(source), target_moses.tokenize(target)) for source, target in bar]
-        sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
-        target_texts = text.target_texts or text.targets
-    return Dataset.from_dict({"source": sources, "target": targets, "target_text": target_texts, **text.extra})
+def _tokenize(
+    texts: Mapping[str, ParallelText],
+    tokenized: bool,
+    source_moses: MosesPreprocessor,
+    target_moses: MosesPreprocessor,
+) -> DatasetDict:
+    splits = DatasetDict()
+    for part, text in texts.items():
+        if tokenized:
+            sources, targets = [line.lower() for line in text.sources], [line.lower() for line in text.targets]
+            target_texts = text.target_texts or [target_moses.detokenize(line) for line in targets]
+        else:
+            bar = tqdm(zip(text.sources, text.targets, strict=True), f"Tokenising {part}", len(text), leave=False)
+            tokens = [(source_moses.tokenize(source), target_moses.tokenize(target)) for source, target in bar]
+            sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
+            target_texts = text.target_texts or text.targets
+        splits[part] = Dataset.from_dict(
+            {"source": sources, "target": targets, "target_text": target_texts, **text.extra}
+        )
+    return splits
 
 
 def _corpus_of_test_set(test: ParallelText) -> str | None:

@@ -45,7 +45,11 @@ def test_alternatives_are_the_beam(make, trained_marian, sentence_pairs, tokeniz
     (row,) = make([source], targets=["the the the"])
     with torch.no_grad():
         beams = trained_marian.generate(
-            **tokenizer([source], return_tensors="pt"), num_beams=4, num_return_sequences=4, early_stopping=True
+            **tokenizer([source], return_tensors="pt"),
+            num_beams=4,
+            num_return_sequences=4,
+            early_stopping=True,
+            max_new_tokens=25,
         )
     assert tokenizer.batch_decode(row["alternatives"]) == tokenizer.batch_decode(
         [[token for token in ids[1:] if token != 1] for ids in beams.tolist()]

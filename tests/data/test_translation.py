@@ -339,3 +339,12 @@ def test_multi30k_raw_folder_loads():
         "target": "a man in an orange hat starring at something .",
         "target_text": "A man in an orange hat starring at something.",
     }
+
+
+def test_raw_text_stays_as_it_is(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.de").write_text("Das ist Annas Haus.\n", encoding="utf-8")
+        (tmp_path / f"{split}.en").write_text("That's Anna's house.\n", encoding="utf-8")
+    row = load_translation_data(str(tmp_path), raw_text=True).splits["test"][0]
+    assert row["source"] == "Das ist Annas Haus."
+    assert row["target"] == row["target_text"] == "That's Anna's house."
