@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
+import torch
 from recipe_config import RecipeConfig, load_config
 from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model
 
@@ -28,6 +29,10 @@ from editable_hf.training.stages import Stage, Stages
 
 def main(config: RecipeConfig) -> None:
     stages = Stages(config.output_dir)
+    state = stages.state
+    if state.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        # accelerate's launcher gives a process on the CPU one thread unless it is told otherwise.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
 
     source = {**asdict(config.data), **describe_source(config.data.source)}
     data = stages.run("data", source, [], partial(prepare_data, config))
@@ -36,7 +41,8 @@ def main(config: RecipeConfig) -> None:
     parts = [data, tokenizer]
 
     def train(name: str, options: dict, start: Stage | None = None, requests: Stage | None = None) -> Stage:
-        inputs = {"model": asdict(config.model), "seed": config.seed, "training": {**config.training, **options}}
+        inputs = {"model": asdict(config.model), "seed": config.seed, "num_beams": config.evaluation.num_beams}
+        inputs["training"] = {**config.training, **options}
         after = [stage for stage in (*parts, start, requests) if stage is not None]
         build = partial(train_model, config, parts, start, requests, inputs["training"])
         return stages.run(name, inputs, after, build, every_process=True)
@@ -53,7 +59,7 @@ def main(config: RecipeConfig) -> None:
     }
     build = partial(evaluate, config, parts, requests, models)
     results = stages.run("evaluation", asdict(config.evaluation), [*parts, requests, *models.values()], build)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         print_results(results.folder)
 
 

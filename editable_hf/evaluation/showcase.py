@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from editable_hf.core.editing import edit
 from editable_hf.core.editors import Editor
-from editable_hf.data.requests import make_edit_requests
+from editable_hf.data.requests import make_edit_requests, request_constraint
 from editable_hf.evaluation.edits import BleuDrawdownEvaluator
+
+_MAX_TRIES = 20
 
 
 def showcase(
@@ -33,20 +36,25 @@ def showcase(
 
     Returns:
         The evaluator's record of that edit with `reference_index`, `bleu_before`, and the source, the old and the new
-        translation of every other sentence that changed; `None` if every translation equals its reference.
+        translation of every other sentence that changed; `None` if there is no mistake that an edit could mend.
     """
+    model = evaluator.model
     wrong = [index for index, text in enumerate(evaluator.before) if text != references[index]]
-    if not wrong:
+    for index in wrong[:_MAX_TRIES]:
+        requests = make_edit_requests(
+            model,
+            evaluator.tokenizer,
+            [sources[index]],
+            targets=[references[index]],
+            num_alternatives=num_alternatives,
+            progress=None,
+        )
+        constraint = request_constraint(requests[0], model, length_penalty).to(model.device)
+        # Where the reference is the likeliest already, beam search missed it, and there is nothing to edit.
+        if not edit(model, constraint, editor, evaluator.layers, max_steps=0).success:
+            break
+    else:
         return None
-    index = wrong[0]
-    requests = make_edit_requests(
-        evaluator.model,
-        evaluator.tokenizer,
-        [sources[index]],
-        targets=[references[index]],
-        num_alternatives=num_alternatives,
-        progress=None,
-    )
     (record,) = evaluator.evaluate(requests, editor, max_steps=max_steps, length_penalty=length_penalty, progress=None)
     others = [
         {
@@ -64,7 +72,7 @@ def showcase(
 def format_showcase(record: Mapping[str, Any] | None, max_others: int = 10) -> str:
     """The record of [`showcase`] as text for a terminal."""
     if record is None:
-        return "Every test sentence is translated exactly as its reference; there is no mistake to edit."
+        return "There is no mistake to edit: each translation equals its reference, or is less likely than it already."
     state = "l_e <= 0 reached" if record["success"] else "l_e <= 0 NOT reached"
     lines = [
         "One wrong translation, before and after one call of edit():",

@@ -27,13 +27,17 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
 
 
 def separate_editor_group(optimizer: Optimizer, editor: LearnableEditor, learning_rate: float) -> None:
-    """Moves the editor's values into a parameter group of their own, without weight decay."""
-    parameters = list(editor.parameters())
+    """Gives the editor's values a parameter group of their own, without weight decay, unless they have one.
+
+    Also in an optimiser that the user made before the editor existed.
+    """
+    parameters = [parameter for parameter in editor.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in parameters}
+    if not own or any({id(parameter) for parameter in group["params"]} == own for group in optimizer.param_groups):
+        return
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
-    if parameters:
-        optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": 0.0})
+    optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": 0.0})
 
 
 def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:

@@ -99,10 +99,9 @@ class EditableTrainerMixin(ABC):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            optimizer = super().create_optimizer(model)
-            separate_editor_group(optimizer, self.model.editor, self.args.editor_learning_rate)
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        separate_editor_group(optimizer, self.model.editor, self.args.editor_learning_rate)
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -266,6 +266,20 @@ def test_showcase_without_a_mistake(make_evaluator, test_set):
     assert "no mistake to edit" in format_showcase(record)
 
 
+def test_showcase_leaves_out_what_needs_no_edit(make_evaluator, test_set):
+    sources, references, _ = test_set
+    evaluator = make_evaluator()
+    # As if beam search had missed the likeliest translation of the first sentence, and all others were right.
+    best, second = evaluator.before[0], evaluator.before[1]
+    evaluator.before = ["missed", *evaluator.before[1:]]
+    right = [best, *evaluator.before[1:]]
+    assert showcase(evaluator, sources, right, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4) is None
+    wrong = [best, references[4], *evaluator.before[2:]]
+    assert wrong[1] != second
+    record = showcase(evaluator, sources, wrong, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4)
+    assert record["reference_index"] == 1 and record["loss_before"] > 0
+
+
 def test_showcase_text_shows_some_others():
     other = {"source": "s", "before": "b", "after": "a", "reference": "r"}
     record = {"source": "x", "before": "y", "target": "z", "after": "z", "success": False, "num_steps": 3}
