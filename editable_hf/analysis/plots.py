@@ -32,6 +32,7 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (name, values), colour in zip(drawdowns.items(), _COLOURS, strict=False):
@@ -40,7 +41,11 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
         axes.plot(ranks, sorted(values), color=colour, linewidth=2, label=f"{name}, mean {mean:.2f}")
         axes.axhline(mean, color=colour, linewidth=1, linestyle=":")
     axes.set(xlabel="edits, least to most harmful (%)", ylabel="BLEU drawdown (points)", title=title, xlim=(0, 100))
+    # A few edits do most of the harm: linear up to one point, logarithmic above, so that both can be read.
+    axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1, 2, 5, 10, 20, 50]))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

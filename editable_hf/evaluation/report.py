@@ -49,6 +49,7 @@ _COLUMNS = {
     "success_rate": ("success", "{:.1%}"),
     "verified_rate": ("verified", "{:.1%}"),
     "num_steps": ("steps", "{:.2f}"),
+    "already_satisfied": ("0 steps", "{:.1%}"),
     "outputs_changed": ("changed", "{:.1%}"),
     "num_edits": ("edits", "{}"),
     "num_sentences": ("sentences", "{}"),

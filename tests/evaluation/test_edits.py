@@ -144,6 +144,7 @@ def test_summary(make_evaluator):
     assert row["bleu"] == evaluator.bleu
     assert row["bleu_drawdown"] == pytest.approx(1.0)
     assert row["bleu_drawdown_signed"] == pytest.approx(1 / 3)
+    assert row["bleu_drawdown_moved"] == pytest.approx(1.5)  # the third edit took no step
     assert row["bleu_detok_drawdown"] == 0
     assert row["success_rate"] == pytest.approx(2 / 3) and row["verified_rate"] == pytest.approx(2 / 3)
     assert row["num_steps"] == pytest.approx(8 / 3) and row["already_satisfied"] == pytest.approx(1 / 3)

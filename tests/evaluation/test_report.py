@@ -20,6 +20,7 @@ ROW = {
     "success_rate": 0.975,
     "verified_rate": 1.0,
     "num_steps": 2.5,
+    "already_satisfied": 0.1,
     "outputs_changed": 0.333,
     "num_edits": 40,
     "num_sentences": 200,
@@ -32,11 +33,11 @@ def test_table():
     assert len(lines) == 2 + 3 + 1
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split() == [
-        *("BLEU", "detok.", "drawdown", "95%", "interval", "signed", "success", "verified", "steps", "changed"),
-        *("edits", "sentences"),
+        *("BLEU", "detok.", "drawdown", "95%", "interval", "signed", "success", "verified", "steps", "0", "steps"),
+        *("changed", "edits", "sentences"),
     ]
     assert lines[-1].split() == [
-        *("editable", "31.23", "30.00", "0.123", "0.100-0.150", "-0.050", "97.5%", "100.0%", "2.50", "33.3%"),
+        *("editable", "31.23", "30.00", "0.123", "0.100-0.150", "-0.050", "97.5%", "100.0%", "2.50", "10.0%", "33.3%"),
         *("40", "200"),
     ]
     # The paper's rows have no entry in most columns, and keep their place all the same.
