@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from recipe_config import RecipeConfig
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
 from editable_hf.analysis.plots import plot_drawdowns, plots_available
@@ -64,8 +64,11 @@ def train_model(
     else:
         model = MarianMTModel.from_pretrained(start.folder, attn_implementation="eager")
     # The settings of section 4.4's evaluation become the model's own.
+    beams = config.evaluation.num_beams
     model.generation_config.update(
-        num_beams=config.evaluation.num_beams, early_stopping=True, max_new_tokens=config.model.max_length - 1
+        num_beams=beams,
+        early_stopping=beams > 1,  # greedy decoding with it is refused when the model is saved
+        max_new_tokens=config.model.max_length - 1,
     )
     columns = splits["train"].column_names
     encoded = splits.map(
@@ -84,7 +87,10 @@ def train_model(
         processing_class=tokenizer,
     )
     checkpoints = Path(args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
+    # The state is written last: a checkpoint without it was cut short by a kill and cannot be resumed from.
+    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
@@ -92,7 +98,7 @@ def train_model(
 
 def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage, folder: Path) -> None:
     splits, tokenizer = load_parts(parts)
-    model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager")
+    model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(PartialState().device)
     options = config.requests
     for split, count in (("train", options.num_train), ("test", options.num_test)):
         sources = splits[split].shuffle(seed=config.seed)["source"][:count]
@@ -130,7 +136,7 @@ def evaluate(
     names = json.loads((parts[0].folder / "names.json").read_text(encoding="utf-8"))
     rows, drawdowns = [], {}
     for name, stage in models.items():
-        model = MarianMTModel.from_pretrained(stage.folder, attn_implementation="eager")
+        model = MarianMTModel.from_pretrained(stage.folder, attn_implementation="eager").to(PartialState().device)
         editor_config = EditorConfig.from_pretrained(stage.folder)
         evaluator = BleuDrawdownEvaluator(
             model,
@@ -148,7 +154,14 @@ def evaluate(
             title = name if rate == rates[0] else f"{name}, alpha={rate:g}"
             editor = editor_config.build_editor(learning_rate=rate)
             path = folder / f"edits-{name}-alpha{rate:g}.jsonl"
-            records = evaluator.evaluate(edits, editor, max_steps=options.max_steps, path=path, progress=title)
+            records = evaluator.evaluate(
+                edits,
+                editor,
+                max_steps=options.max_steps,
+                length_penalty=editor_config.length_penalty,
+                path=path,
+                progress=title,
+            )
             values = {**editor_config.hyperparameters, "learning_rate": rate}
             extra = {"editor": values, "max_steps": options.max_steps}
             drawdowns[title] = [abs(evaluator.bleu - record["bleu"]) for record in records]
@@ -164,6 +177,7 @@ def evaluate(
         test["target"],
         editor_config.build_editor(learning_rate=options.learning_rates[0]),
         max_steps=options.max_steps,
+        length_penalty=editor_config.length_penalty,
         num_alternatives=config.requests.num_alternatives,
     )
     (folder / "showcase.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -11,6 +11,7 @@ and edits.jsonl, one line for each edit: the request, and what it changed. A kil
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -66,6 +67,10 @@ def load_requests(args: argparse.Namespace, model, tokenizer, sources: list[str]
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    settings, path = {key: value for key, value in vars(args).items() if key != "output_dir"}, folder / "settings.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise SystemExit(f"{folder} holds a run with other options (see {path}); give another --output_dir.")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -83,7 +83,7 @@ def request_constraint(
         pad_token_id=config.pad_token_id,
         max_length=longest_decodable(model),
         length_penalty=length_penalty,
-    )
+    ).to(model.device)
 
 
 def make_edit_requests(
@@ -167,7 +167,7 @@ def _beam_search(
         num_beams=num_beams,
         num_return_sequences=num_beams,
         do_sample=False,
-        early_stopping=True,
+        early_stopping=num_beams > 1,
         past_key_values=BeamCache(),
         max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
     )

@@ -73,7 +73,7 @@ class Translator:
                 past_key_values=BeamCache(),
                 num_beams=self.num_beams,
                 do_sample=False,
-                early_stopping=True,
+                early_stopping=self.num_beams > 1,
                 max_new_tokens=self._max_new_tokens[number],
             )
             texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedModel, TrainingArguments
 
 
-def check_supported(model: PreTrainedModel, args: TrainingArguments) -> None:
+def check_supported(model: PreTrainedModel, args: TrainingArguments, sharded: bool = False) -> None:
     """Raises `ValueError` for set-ups in which an edit cannot be differentiated or processes would wait forever."""
-    if args.fsdp or args.deepspeed:
+    if sharded or args.fsdp or args.deepspeed:
         raise ValueError(
             "FSDP and DeepSpeed are not supported: processes take different numbers of edit steps and would wait for "
             "each other forever. Use plain data parallelism: `accelerate launch --multi_gpu`."
