@@ -14,10 +14,10 @@ $(VENV)/installed: setup.py editable_hf/version.py
 install: $(VENV)/installed
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
+	CUDA_VISIBLE_DEVICES= $(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
 
 style: install
 	$(BIN)/ruff check --fix .

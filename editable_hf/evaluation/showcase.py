@@ -49,6 +49,8 @@ def showcase(
             num_alternatives=num_alternatives,
             progress=None,
         )
+        if len(requests) == 0:
+            continue
         constraint = request_constraint(requests[0], model, length_penalty).to(model.device)
         # Where the reference is the likeliest already, beam search missed it, and there is nothing to edit.
         if not edit(model, constraint, editor, evaluator.layers, max_steps=0).success:
