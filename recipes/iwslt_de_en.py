@@ -41,6 +41,7 @@ def main(config: RecipeConfig) -> None:
     parts = [data, tokenizer]
 
     def train(name: str, options: dict, start: Stage | None = None, requests: Stage | None = None) -> Stage:
+        # `num_beams` is saved with the model, see `EvaluationOptions`.
         inputs = {"model": asdict(config.model), "seed": config.seed, "num_beams": config.evaluation.num_beams}
         inputs["training"] = {**config.training, **options}
         after = [stage for stage in (*parts, start, requests) if stage is not None]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, 
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
 from editable_hf.analysis.plots import plot_drawdowns, plots_available
+from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
@@ -35,7 +36,11 @@ def prepare_data(config: RecipeConfig, folder: Path) -> None:
 def prepare_tokenizer(config: RecipeConfig, data: Stage, folder: Path) -> None:
     train = load_from_disk(data.folder / "splits")["train"]
     tokenizer = train_tokenizer(
-        [*train["source"], *train["target"]], max_length=config.model.max_length, **asdict(config.tokenizer)
+        [*train["source"], *train["target"]],
+        source_lang=config.data.source_lang,
+        target_lang=config.data.target_lang,
+        max_length=config.model.max_length,
+        **asdict(config.tokenizer),
     )
     tokenizer.save_pretrained(folder)
 
@@ -107,17 +112,22 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
             # One file a chunk, complete once it has its name: a killed run repeats one chunk at most.
             path, partial = folder / f"{split}-{start:06d}.parquet", folder / f"{split}.partial"
             if not path.exists():
-                requests = make_edit_requests(
-                    model,
-                    tokenizer,
-                    sources[start : start + _CHUNK],
-                    num_alternatives=options.num_alternatives,
-                    temperature=options.temperature,
-                    batch_size=options.batch_size,
-                    seed=config.seed + start,
-                    first_id=start,
-                    progress=f"{split} requests {start + 1}-{min(start + _CHUNK, len(sources))} of {len(sources)}",
-                )
+                try:
+                    requests = make_edit_requests(
+                        model,
+                        tokenizer,
+                        sources[start : start + _CHUNK],
+                        num_alternatives=options.num_alternatives,
+                        temperature=options.temperature,
+                        batch_size=options.batch_size,
+                        seed=config.seed + start,
+                        first_id=start,
+                        progress=f"{split} requests {start + 1}-{min(start + _CHUNK, len(sources))} of {len(sources)}",
+                    )
+                except NoEditRequestsError:
+                    if chunks or start + _CHUNK < len(sources):
+                        continue  # a short last chunk can well give none
+                    raise
                 requests.to_parquet(partial)
                 partial.rename(path)
             chunks.append(Dataset.from_parquet(str(path)))

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 from hypothesis import settings
-from transformers import MarianConfig, MarianMTModel
+from tiny_models import marian_config
+from transformers import MarianMTModel
 
 torch.set_num_threads(1)
 
@@ -17,30 +18,9 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session")
 def marian_template():
-    # Weights wide enough that gradients are far from 0 and predictions far from uniform.
-    config = MarianConfig(
-        vocab_size=40,
-        decoder_vocab_size=40,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=32,
-        init_std=0.3,
-        dropout=0.1,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-        forced_eos_token_id=2,
-        decoder_start_token_id=1,
-        attn_implementation="eager",
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MarianMTModel(config)
+        return MarianMTModel(marian_config())
 
 
 @pytest.fixture

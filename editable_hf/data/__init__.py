@@ -1,1 +1,1 @@
-"""data"""
+"""Translation corpora in one form, their tokenizer, and the edit requests made from them."""

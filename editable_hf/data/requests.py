@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,11 @@ from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
 from editable_hf.models.beam_search import BeamCache, batches_by_length, longest_decodable, translation_limit
 
-REQUEST_COLUMNS = ("id", "source", "target", "source_ids", "target_ids", "alternatives")
+logger = logging.getLogger(__name__)
+
+
+class NoEditRequestsError(ValueError):
+    """None of the sources gives an edit request."""
 
 
 def draw_requests(num_requests: int, first: int, count: int, seed: int) -> list[int]:
@@ -101,7 +106,8 @@ def make_edit_requests(
 ) -> Dataset:
     """Edit requests for `sources`: alternatives by beam search, targets by sampling (section 4.4).
 
-    A source whose target is the only translation found gets no request, because there is nothing to beat. The
+    A source whose target is the only translation found gets no request, because there is nothing to beat; nor does
+    one whose sampled target is cut at the length limit, because a beginning of a sentence is no translation. The
     result depends on `seed`, and on `batch_size` through the order of the random numbers.
 
     Args:
@@ -121,7 +127,8 @@ def make_edit_requests(
         `target_ids`, `alternatives` (lists of token ids, best first).
 
     Raises:
-        ValueError: If a source or a given target is empty, or the numbers of sources and targets differ.
+        ValueError: If there is no source, a source or a given target is empty, or their numbers differ.
+        NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
     _check_pairs(sources, targets)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
@@ -140,8 +147,7 @@ def make_edit_requests(
                 wanted = tokenizer(text_target=[targets[index] for index in batch])["input_ids"]
             for index, target, found in zip(batch, wanted, beams, strict=True):
                 rows.append(_request(first_id + index, sources[index], ids[index], target, found, tokenizer))
-    rows.sort(key=lambda request: request["id"])
-    return Dataset.from_list([row for row in rows if row["alternatives"]])
+    return _usable(rows, tokenizer.eos_token_id if targets is None else None)
 
 
 def _request(
@@ -156,6 +162,24 @@ def _request(
         "target_ids": target_ids,
         "alternatives": [list(beam) for beam in alternatives],
     }
+
+
+def _usable(rows: list[dict[str, Any]], end: int | None) -> Dataset:
+    """The requests that an edit can be asked for, by `id`; with `end`, those whose target ends in that token."""
+    whole = [row for row in rows if end is None or row["target_ids"][-1:] == [end]]
+    usable = [row for row in whole if row["alternatives"]]
+    reasons = (
+        f"{len(whole) - len(usable)} of {len(rows)} have a target that is the only translation found, and "
+        f"{len(rows) - len(whole)} a sampled target that is cut at the length limit"
+    )
+    if not usable:
+        raise NoEditRequestsError(
+            f"None of the sources gives an edit request: {reasons}. For the former, raise `num_alternatives` or give "
+            "targets that the model does not produce; for the latter, lower `temperature` or train the model longer."
+        )
+    if len(usable) < len(rows):
+        logger.info("Sources left out: %s.", reasons)
+    return Dataset.from_list(sorted(usable, key=lambda row: row["id"]))
 
 
 def _beam_search(
@@ -198,6 +222,8 @@ def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:
+    if len(sources) == 0:
+        raise ValueError("There is no source to make an edit request of; give at least one sentence.")
     for kind, texts in (("source", sources), ("target", targets or ())):
         for index, text in enumerate(texts):
             if not text.strip():

@@ -1,60 +1,15 @@
-"""BLEU, as the paper reports it and as others can compare with, and fast for outputs that change little."""
+"""Corpus BLEU, fast for translations of which few change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from editable_hf.data.moses import MosesPreprocessor
-
 _NGRAM_ORDER = 4
 _MAX_CACHED_SENTENCES = 2**18
-
-
-class BleuScores(NamedTuple):
-    """Two corpus BLEU scores of the same translations.
-
-    Attributes:
-        bleu: On lower-cased Moses tokens, as the paper's, BLEU points 0-100.
-        bleu_detok: On detokenised text with sacrebleu's own tokenisation (13a), lower-cased, BLEU points 0-100.
-        signature: sacrebleu's description of `bleu`.
-        signature_detok: sacrebleu's description of `bleu_detok`.
-    """
-
-    bleu: float
-    bleu_detok: float
-    signature: str
-    signature_detok: str
-
-
-def corpus_bleu(
-    hypotheses: Sequence[str], references: Sequence[str], reference_texts: Sequence[str], language: str = "en"
-) -> BleuScores:
-    """Corpus BLEU of translations, tokenised and detokenised.
-
-    Args:
-        hypotheses: The model's translations, `(num_sentences,)`: Moses tokens separated by spaces. May be empty.
-        references: Their references in the same form (column `target`).
-        reference_texts: Their references as plain text (column `target_text`), which the detokenised hypotheses are
-            compared with.
-        language: Language of the translations, for detokenisation.
-
-    Raises:
-        ValueError: If the lengths differ or there is no sentence.
-    """
-    _check_lengths(hypotheses, references)
-    _check_lengths(hypotheses, reference_texts)
-    preprocessor = MosesPreprocessor(language)
-    # `force` only silences the hint that text looks tokenised, which it is.
-    tokens, plain = BLEU(lowercase=True, tokenize="none", force=True), BLEU(lowercase=True)
-    score = tokens.corpus_score(list(hypotheses), [list(references)]).score
-    texts = [preprocessor.detokenize(hypothesis) for hypothesis in hypotheses]
-    score_detok = plain.corpus_score(texts, [list(reference_texts)]).score
-    return BleuScores(score, score_detok, str(tokens.get_signature()), str(plain.get_signature()))
 
 
 class CorpusBleu:
@@ -96,9 +51,14 @@ class CorpusBleu:
             n-grams of order 1 to 4. It is the caller's to change.
 
         Raises:
-            ValueError: If there are not as many hypotheses as references.
+            ValueError: If there are not as many hypotheses as references, or none.
         """
-        _check_lengths(hypotheses, self._scorers)
+        # Too few would be scored against the first references without a word.
+        if len(hypotheses) != len(self) or len(hypotheses) == 0:
+            raise ValueError(
+                f"Expected a hypothesis for each reference, at least one, but got {len(hypotheses):,} hypotheses and "
+                f"{len(self):,} references; translate the whole test set before scoring."
+            )
         return np.array([self._cached_row(i, hypothesis) for i, hypothesis in enumerate(hypotheses)], dtype=np.int64)
 
     def score(self, rows: np.ndarray) -> float:
@@ -124,12 +84,3 @@ class CorpusBleu:
     def _row(self, index: int, hypothesis: str) -> tuple[int, ...]:
         result = self._scorers[index].corpus_score([hypothesis], None)
         return (result.sys_len, result.ref_len, *result.counts, *result.totals)
-
-
-def _check_lengths(hypotheses: Sequence[str], references: Sequence) -> None:
-    # sacrebleu zips the two and would score the common part without a word.
-    if len(hypotheses) != len(references) or len(hypotheses) == 0:
-        raise ValueError(
-            f"Expected one reference for each hypothesis, at least one, but got {len(hypotheses):,} hypotheses and "
-            f"{len(references):,} references; translate the whole test set before scoring."
-        )

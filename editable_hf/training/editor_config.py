@@ -65,7 +65,7 @@ class EditorConfig:
         """Reads the editor of a checkpoint folder or hub model; `None` if it was not trained to be editable.
 
         Raises:
-            ValueError: If the file is there but is not a JSON object of known kinds of values.
+            ValueError: If the file is there but is not valid JSON, or holds something else than a JSON object.
         """
         path = Path(model, EDITOR_CONFIG_NAME)
         if not Path(model).is_dir():

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import bart_config, t5_config
 from torch import nn
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import BartForConditionalGeneration, T5ForConditionalGeneration
 
 SOURCE = [[5, 6, 7, 8, 2]]
 TARGET = [11, 12, 2]
@@ -47,34 +48,10 @@ def batch_norm_classifier():
 
 @pytest.fixture(scope="session")
 def seq2seq_templates(marian_template):
-    bart = BartConfig(
-        vocab_size=40,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=32,
-        init_std=0.3,
-        attn_implementation="eager",
-    )
-    t5 = T5Config(
-        vocab_size=40,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_decoder_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-        attn_implementation="eager",
-    )
     return {
         "marian": marian_template,
-        "bart": _seeded(lambda: BartForConditionalGeneration(bart)),
-        "t5": _seeded(lambda: T5ForConditionalGeneration(t5)),
+        "bart": _seeded(lambda: BartForConditionalGeneration(bart_config())),
+        "t5": _seeded(lambda: T5ForConditionalGeneration(t5_config())),
     }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from editable_hf import make_edit_requests, read_edit_requests, request_constraint
 from editable_hf.core.functional import FunctionalModel
-from editable_hf.data.requests import REQUEST_COLUMNS, draw_requests, strip_ids
+from editable_hf.data.requests import NoEditRequestsError, draw_requests, strip_ids
 
 OPTIONS = {"num_alternatives": 4, "progress": None}
 
@@ -24,8 +24,8 @@ def make(trained_marian, tokenizer):
 
 def test_columns(make, sentence_pairs, tokenizer):
     sources = sentence_pairs[0][:5]
-    requests = make(sources, temperature=2.0, batch_size=2)
-    assert set(requests.column_names) == set(REQUEST_COLUMNS)
+    requests = make(sources, temperature=1.0, batch_size=2)
+    assert set(requests.column_names) == {"id", "source", "target", "source_ids", "target_ids", "alternatives"}
     assert len(requests) == 5
     for row in requests:
         assert row["source"] == sources[row["id"]]
@@ -38,6 +38,7 @@ def test_columns(make, sentence_pairs, tokenizer):
         for ids in (row["target_ids"], *alternatives):
             assert len(ids) <= 39 and 1 not in ids and ids.count(2) <= 1
             assert 2 not in ids or ids[-1] == 2
+        assert row["target_ids"][-1] == 2
 
 
 def test_alternatives_are_the_beam(make, trained_marian, sentence_pairs, tokenizer):
@@ -118,6 +119,38 @@ def test_source_with_nothing_to_beat_is_left_out(make, sentence_pairs, tokenizer
     assert requests["id"] == [1]
 
 
+def test_sampled_target_that_is_cut_is_left_out(make, sentence_pairs, monkeypatch, caplog):
+    sources = sentence_pairs[0][:3]
+    whole = make(sources, temperature=1.0)
+    assert len(whole) == 3
+    lengths = {row["id"]: len(row["target_ids"]) for row in whole}
+    longest = max(lengths.values())
+    kept = [number for number, length in lengths.items() if length < longest]
+    assert kept
+    monkeypatch.setattr("editable_hf.data.requests.translation_limit", lambda *args: longest - 1)
+    with caplog.at_level("INFO", logger="editable_hf"):
+        requests = make(sources, temperature=1.0)
+    assert requests["id"] == kept
+    assert [row["target"] for row in requests] == [whole["target"][number] for number in kept]
+    assert f"{3 - len(kept)} a sampled target that is cut at the length limit" in caplog.text
+
+
+def test_no_request_at_all(make, sentence_pairs, tokenizer, monkeypatch):
+    sources = sentence_pairs[0][:2]
+    found = make(sources, targets=["the", "the"], num_alternatives=1)["alternatives"]
+    best = tokenizer.batch_decode([ids[0] for ids in found], skip_special_tokens=True)
+    with pytest.raises(NoEditRequestsError, match="2 of 2 have a target that is the only translation found, and 0"):
+        make(sources, targets=best, num_alternatives=1)
+    monkeypatch.setattr("editable_hf.data.requests.translation_limit", lambda *args: 2)
+    with pytest.raises(ValueError, match="0 of 2 .*, and 2 a sampled target that is cut .*lower `temperature`"):
+        make(sources)
+
+
+def test_cut_at_the_limit_is_no_matter_of_given_targets(make, sentence_pairs, monkeypatch):
+    monkeypatch.setattr("editable_hf.data.requests.translation_limit", lambda *args: 2)
+    assert len(make(sentence_pairs[0][:2], targets=sentence_pairs[1][:2])) == 2
+
+
 @pytest.mark.parametrize(
     ("sources", "targets", "message"),
     [
@@ -125,6 +158,7 @@ def test_source_with_nothing_to_beat_is_left_out(make, sentence_pairs, tokenizer
         (["der hund ."], [""], "target of edit request 0 is empty"),
         (["der hund .", "ein buch ."], ["the dog ."], "2 sources but 1 targets"),
         (["der hund ."], [], "1 sources but 0 targets"),
+        ([], None, "There is no source to make an edit request of"),
     ],
 )
 def test_bad_pairs(make, sources, targets, message):

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("train_worker.py")
+TESTS = WORKER.parents[1]  # for `tiny_models`
 SETUPS = ["sentences", "accumulated", "tokens", "distillation", "plain"]
 
 pytestmark = pytest.mark.distributed
 
 
 def launch(command, timeout=240):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     # In a session of its own: where one process waits for another forever, both must be ended with torchrun.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True

@@ -2,19 +2,13 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from editable_hf.evaluation.bleu import CorpusBleu, corpus_bleu
+from editable_hf.evaluation.bleu import CorpusBleu
 
 REFERENCES = [
     "we &apos;re all born . we all bring our children into the world .",
     "&quot; why not ? &quot; he said .",
     "it &apos;s the r &amp; d piece .",
     "yes .",
-]
-TEXTS = [
-    "We're all born. We all bring our children into the world.",
-    '"Why not?" he said.',
-    "It's the R&D piece.",
-    "Yes.",
 ]
 HYPOTHESES = [
     "we &apos;re all born . we bring the children into the world .",
@@ -24,28 +18,25 @@ HYPOTHESES = [
 ]
 
 
-def test_both_scores_are_sacrebleus():
-    scores = corpus_bleu(HYPOTHESES, REFERENCES, TEXTS)
-    plain = ["we're all born. we bring the children into the world.", '"why?" he said.', "", "yes."]
-    tokens = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], tokenize="none", lowercase=True, force=True)
-    assert scores.bleu == tokens.score
-    assert scores.bleu_detok == sacrebleu.corpus_bleu(plain, [TEXTS], lowercase=True).score
-    assert 0 < scores.bleu < 100
-    version = sacrebleu.__version__
-    assert scores.signature == f"nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:{version}"
-    assert scores.signature_detok == f"nrefs:1|case:lc|eff:no|tok:13a|smooth:exp|version:{version}"
+def score(hypotheses, references, **options):
+    bleu = CorpusBleu(references, **options)
+    return bleu.score(bleu.sentence_statistics(hypotheses))
+
+
+@pytest.mark.parametrize("tokenize", ["none", "13a"])
+def test_score_is_sacrebleus(tokenize):
+    expected = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], tokenize=tokenize, lowercase=True, force=True).score
+    assert score(HYPOTHESES, REFERENCES, tokenize=tokenize) == expected
+    assert 0 < expected < 100
 
 
 def test_perfect_translations_score_100_in_lower_case():
-    scores = corpus_bleu(REFERENCES[:2], REFERENCES[:2], TEXTS[:2])
-    assert scores.bleu == pytest.approx(100)
-    assert scores.bleu_detok == pytest.approx(100)
+    assert score([text.upper() for text in REFERENCES[:2]], REFERENCES[:2]) == pytest.approx(100)
 
 
-def test_tokenized_bleu_by_hand():
+def test_score_by_hand():
     # Matches 4/5, 3/4, 2/3 and 1/2; no brevity penalty.
-    scores = corpus_bleu(["a b c d e"], ["a b c d f"], ["a b c d f"])
-    assert scores.bleu == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert score(["a b c d e"], ["a b c d f"]) == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
 
 
 def random_corpus(num_sentences, seed):
@@ -88,26 +79,22 @@ def test_only_changed_sentences_are_counted_again(monkeypatch):
     changed = [*HYPOTHESES[:3], "yes , yes ."]
     rows = bleu.sentence_statistics(changed)
     assert counted == [*HYPOTHESES, "yes , yes ."]
-    assert bleu.score(rows) == CorpusBleu(REFERENCES).score(CorpusBleu(REFERENCES).sentence_statistics(changed))
+    assert bleu.score(rows) == score(changed, REFERENCES)
 
 
 def test_all_empty_translations_score_zero():
-    assert corpus_bleu(["", ""], REFERENCES[:2], TEXTS[:2])[:2] == (0, 0)
-    bleu = CorpusBleu(REFERENCES)
-    assert bleu.score(bleu.sentence_statistics([""] * 4)) == 0
+    assert score([""] * 4, REFERENCES) == 0
 
 
 def test_different_lengths_are_an_error():
     with pytest.raises(ValueError, match="got 1 hypotheses and 4 references"):
-        corpus_bleu(["a"], REFERENCES, TEXTS)
-    with pytest.raises(ValueError, match="got 4 hypotheses and 1 references"):
-        corpus_bleu(HYPOTHESES, REFERENCES, TEXTS[:1])
+        CorpusBleu(REFERENCES).sentence_statistics(["a"])
     with pytest.raises(ValueError, match="got 5 hypotheses and 4 references"):
         CorpusBleu(REFERENCES).sentence_statistics([*HYPOTHESES, "a"])
 
 
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="at least one, but got 0 hypotheses"):
-        corpus_bleu([], [], [])
+        CorpusBleu([]).sentence_statistics([])
     with pytest.raises(ValueError, match="at least one sentence, but got none"):
         CorpusBleu(REFERENCES).score(np.zeros((0, 10), dtype=np.int64))

@@ -13,28 +13,10 @@ def sources(sentence_pairs):
     return [sources[1], "ein", f"{sources[2]} {sources[3]}", sources[4], "der hund", sources[1], sources[0]]
 
 
-def one_by_one(model, tokenizer, sources, num_beams, batch_size):
-    """Plain generate, one sentence at a time; only the limit of the batch that it falls into is taken over."""
-    lengths = {index: len(tokenizer(source)["input_ids"]) for index, source in enumerate(sources)}
-    order = sorted(lengths, key=lengths.get)
-    translations = {}
-    for place, index in enumerate(order):
-        longest = max(lengths[i] for i in order[place // batch_size * batch_size :][:batch_size])
-        output = model.generate(
-            **tokenizer([sources[index]], return_tensors="pt"),
-            num_beams=num_beams,
-            do_sample=False,
-            early_stopping=True,
-            max_new_tokens=min(int(1.5 * longest) + 10, 39),
-        )
-        translations[index] = tokenizer.decode(output[0], skip_special_tokens=True)
-    return [translations[index] for index in range(len(sources))]
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("keep_encoded", [True, False])
-def test_equals_plain_generate(trained_marian, tokenizer, sources, batch_size, num_beams, keep_encoded):
+def test_equals_plain_generate(trained_marian, tokenizer, sources, one_by_one, batch_size, num_beams, keep_encoded):
     options = {"num_beams": num_beams, "batch_size": batch_size}
     translator = Translator(trained_marian, tokenizer, sources, keep_encoded=keep_encoded, **options)
     expected = one_by_one(trained_marian, tokenizer, sources, **options)
@@ -43,7 +25,7 @@ def test_equals_plain_generate(trained_marian, tokenizer, sources, batch_size, n
     assert expected[1] != expected[2] and expected[0] == expected[5]
 
 
-def test_follows_the_decoder(trained_marian, tokenizer, sources):
+def test_follows_the_decoder(trained_marian, tokenizer, sources, one_by_one):
     translator = Translator(trained_marian, tokenizer, sources, num_beams=2)
     before = translator()
     with torch.no_grad():
@@ -53,7 +35,7 @@ def test_follows_the_decoder(trained_marian, tokenizer, sources):
     assert after == one_by_one(trained_marian, tokenizer, sources, 2, 64)
 
 
-def test_follows_the_encoder_only_if_it_is_not_kept(trained_marian, tokenizer, sources):
+def test_follows_the_encoder_only_if_it_is_not_kept(trained_marian, tokenizer, sources, one_by_one):
     translators = [Translator(trained_marian, tokenizer, sources, keep_encoded=keep) for keep in (True, False)]
     before = [translator() for translator in translators]
     with torch.no_grad():

@@ -80,13 +80,20 @@ def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, 
     import translation_stages
     from recipe_config import load_config
 
+    from editable_hf.evaluation import memo_translator
+
+    # With "1" the recipe would set its own number of threads, for all later tests too.
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(memo_translator, "_MAX_GROUP", 1)  # otherwise both edits are measured, and killed, together
+
     def config(folder):
         loaded = load_config(
             str(RECIPES / "configs/demo.yaml"), output_dir=str(tmp_path / folder), data=str(corpus), smoke=True
         )
-        options = {"max_steps": 4, "save_steps": 1, "logging_steps": 1}
+        finetune = {"max_steps": 4, "save_steps": 1, "logging_steps": 1}
+        pretrain = loaded.pretrain | {"save_steps": 1}
         evaluation = replace(loaded.evaluation, num_sentences=4)
-        return replace(loaded, pretrain=loaded.pretrain | options, finetune=options, evaluation=evaluation)
+        return replace(loaded, pretrain=pretrain, finetune=finetune, evaluation=evaluation)
 
     iwslt_de_en.main(config("whole"))
     whole = capsys.readouterr().out
@@ -107,8 +114,11 @@ def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, 
     def step_until_two(self, *args, **kwargs):
         return killed("training")() if self.state.global_step == 2 else step(self, *args, **kwargs)
 
-    def measure_one(self, request, *args):
-        return killed("evaluation")() if request["id"] == 1 else measure(self, request, *args)
+    measured = []
+
+    def measure_one(self, requests, *args):
+        measured.append(requests[0]["id"])
+        return killed("evaluation")() if len(measured) == 2 else measure(self, requests, *args)
 
     for target, name, patch in (
         (trainer, "training_step", step_until_two),

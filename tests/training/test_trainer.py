@@ -281,7 +281,8 @@ def test_user_code_of_twenty_lines(tmp_path, sentence_pairs):
     tokenizer = train_tokenizer([*sources, *targets], vocab_size=100)
     model = MarianMTModel(iwslt_transformer_config(tokenizer, "tiny"))
     train = Dataset.from_dict(dict(tokenizer(sources, text_target=targets)))
-    requests = make_edit_requests(model, tokenizer, sources[:2], num_alternatives=3, progress=None)
+    options = {"num_alternatives": 3, "progress": None}
+    requests = make_edit_requests(model, tokenizer, sources[:2], targets=targets[:2], **options)
     args = EditableSeq2SeqTrainingArguments(str(tmp_path / "run"), max_steps=2, report_to="none", use_cpu=True)
     trainer = EditableSeq2SeqTrainer(
         model, args, train_dataset=train, edit_dataset=requests, processing_class=tokenizer

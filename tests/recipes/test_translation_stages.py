@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import translation_stages
+from datasets import Dataset, DatasetDict, load_from_disk
+from recipe_config import RequestOptions, load_config
+from transformers import AutoTokenizer, MarianMTModel
+
+from editable_hf.data.requests import NoEditRequestsError
+from editable_hf.training.stages import Stage
+
+DEMO = Path(__file__, "../../../recipes/configs/demo.yaml").resolve()
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = load_config(str(DEMO), output_dir=str(tmp_path), smoke=True)
+    return replace(
+        config,
+        tokenizer=replace(config.tokenizer, vocab_size=100),
+        data=replace(config.data, source_lang="de", target_lang="nl"),
+        training={**config.training, "use_cpu": True, "disable_tqdm": True},
+    )
+
+
+@pytest.fixture
+def parts(config, tmp_path, sentence_pairs):
+    """The stages "data" and "tokenizer"."""
+    pairs = Dataset.from_dict(dict(zip(("source", "target"), sentence_pairs, strict=True)))
+    splits = {"train": range(150), "validation": range(150, 160), "test": range(160, 170)}
+    data, tokenizer = (Stage(tmp_path / name, name) for name in ("data", "tokenizer"))
+    DatasetDict({name: pairs.select(rows) for name, rows in splits.items()}).save_to_disk(data.folder / "splits")
+    translation_stages.prepare_tokenizer(config, data, tokenizer.folder)
+    return [data, tokenizer]
+
+
+def test_tokenizer_knows_its_languages(parts):
+    tokenizer = AutoTokenizer.from_pretrained(parts[1].folder)
+    assert (tokenizer.source_lang, tokenizer.target_lang) == ("de", "nl")
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_settings_of_the_evaluation_are_saved_with_the_model(config, parts, tmp_path, beams):
+    config = replace(config, evaluation=replace(config.evaluation, num_beams=beams))
+    options = {**config.training, "max_steps": 2, "save_steps": 1}
+    translation_stages.train_model(config, parts, None, None, options, tmp_path / "model")
+    for folder in ("model", "model/checkpoints/checkpoint-2"):
+        model = MarianMTModel.from_pretrained(tmp_path / folder)
+        saved = model.generation_config
+        assert (saved.num_beams, saved.early_stopping) == (beams, beams > 1)
+        assert saved.max_new_tokens == config.model.max_length - 1
+        model.save_pretrained(tmp_path / "again")
+
+
+def save_requests(config, parts, tmp_path, monkeypatch, trained_marian, empty):
+    """Runs the stage in chunks of two sources; those of `empty` (by first source) give no request."""
+
+    def fake(model, tokenizer, sources, *, first_id, progress, **kwargs):
+        if progress.startswith("train") and first_id in empty:
+            raise NoEditRequestsError("None of the sources gives an edit request.")
+        return Dataset.from_list([{"id": first_id + row, "source": source} for row, source in enumerate(sources)])
+
+    monkeypatch.setattr(translation_stages, "make_edit_requests", fake)
+    monkeypatch.setattr(translation_stages, "_CHUNK", 2)
+    trained_marian.save_pretrained(tmp_path / "pretrained")
+    (tmp_path / "requests").mkdir()
+    config = replace(config, requests=RequestOptions(num_train=5, num_test=1))
+    translation_stages.prepare_requests(config, parts, Stage(tmp_path / "pretrained", ""), tmp_path / "requests")
+    return load_from_disk(tmp_path / "requests/train")["id"]
+
+
+@pytest.mark.parametrize(("empty", "ids"), [([], [0, 1, 2, 3, 4]), ([4], [0, 1, 2, 3]), ([0, 2], [4])])
+def test_chunks_without_a_request_are_left_out(config, parts, tmp_path, monkeypatch, trained_marian, empty, ids):
+    assert list(save_requests(config, parts, tmp_path, monkeypatch, trained_marian, empty)) == ids
+
+
+def test_no_request_in_any_chunk(config, parts, tmp_path, monkeypatch, trained_marian):
+    with pytest.raises(NoEditRequestsError):
+        save_requests(config, parts, tmp_path, monkeypatch, trained_marian, [0, 2, 4])
