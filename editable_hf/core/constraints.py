@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from editable_hf.core.functional import FunctionalModel
+from editable_hf.core.prefix_trie import PrefixTrie, head_from
 
 IGNORE_INDEX = -100
 
@@ -116,42 +117,50 @@ class SequenceConstraint:
         # l_e is a maximum: only the target and the alternative that attains it have a gradient. Which one that is
         # takes no graph to find, and the other rows are then left out. Exact, and most of the cost of an edit.
         with torch.no_grad():
-            binding = 1 + self.scores(model, params)[1:].argmax()
-        target, alternative = self.scores(model, params, rows=torch.stack([torch.zeros_like(binding), binding]))
-        return alternative - target
+            binding = 1 + int(self.scores(model, params)[1:].argmax())
+        return self._margin(model, params, binding)
 
-    def scores(self, model: FunctionalModel, params: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
-        """Log-probabilities of the sequences, length-normalised if asked for.
+    def scores(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities of all sequences, length-normalised if asked for.
 
         Args:
             model: The model as a function of its edited parameters.
             params: The parameters tried.
-            rows: Indices of the rows wanted, all by default.
 
         Returns:
-            `(num_rows,)`, nats.
+            `(1 + num_alternatives,)`, nats.
         """
-        labels, decoder_input_ids = self.labels, self.decoder_input_ids
-        if rows is not None:
-            labels, decoder_input_ids = labels[rows], decoder_input_ids[rows]
-            length = int((labels != IGNORE_INDEX).sum(1).max())
-            labels, decoder_input_ids = labels[:, :length], decoder_input_ids[:, :length]
         hidden = model.encode(params, **self.inputs)  # (1, source_length, hidden)
-        logits = model(
-            params,
-            encoder_outputs=(hidden.expand(len(labels), -1, -1),),
-            attention_mask=self.inputs["attention_mask"].expand(len(labels), -1),
-            decoder_input_ids=decoder_input_ids,
-            use_cache=False,
-        ).logits  # (num_rows, length, vocab)
-        log_probs = -F.cross_entropy(
+        rows = model.once(("rows", id(self), id(hidden)), lambda: _Rows(self, hidden, range(len(self.labels))))
+        trie = model.once(("trie", id(self)), lambda: PrefixTrie.build(rows.prefixes, rows.labels != IGNORE_INDEX))
+        with trie.shared_by_rows(model.model):
+            logits = model(params, **rows.inputs).logits
+        mask = rows.labels != IGNORE_INDEX
+        if logits.shape[:2] == trie.shape:  # the model does not call its output layer as a module
+            logits = logits.flatten(0, 1)[trie.positions].unsqueeze(0)
+        log_probs = logits.new_zeros(trie.shape)
+        log_probs[mask] = F.log_softmax(logits[0], -1)[trie.node[mask], rows.labels[mask]]
+        return self._normalise(log_probs.sum(1), mask)
+
+    def _margin(self, model: FunctionalModel, params: Mapping[str, Tensor], alternative: int) -> Tensor:
+        """Score of one alternative less that of the target."""
+        hidden = model.encode(params, **self.inputs)
+        key = ("pair", id(self), id(hidden), alternative)
+        pair = model.once(key, lambda: _Rows(self, hidden, [0, alternative]))
+        # Tokens of a common beginning have the same probability in both sums, and the output layer is the dearest.
+        shared = pair.common if self.length_penalty == 0 else 0
+        labels = pair.labels[:, shared:]
+        with head_from(model.model, shared):
+            logits = model(params, **pair.inputs).logits
+        logits = logits[:, -labels.shape[1] :]
+        losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
         ).view_as(labels)
-        scores = log_probs.sum(1)
-        if self.length_penalty == 0:
-            return scores
-        lengths = (labels != IGNORE_INDEX).sum(1).to(scores.dtype)
-        return scores / lengths**self.length_penalty
+        target, alternative = self._normalise(-losses.sum(1), labels != IGNORE_INDEX)
+        return alternative - target
+
+    def _normalise(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return scores if self.length_penalty == 0 else scores / mask.sum(1).to(scores.dtype) ** self.length_penalty
 
     def to(self, device: torch.device) -> SequenceConstraint:
         """A copy with its tensors on `device`."""
@@ -161,3 +170,32 @@ class SequenceConstraint:
             decoder_input_ids=self.decoder_input_ids.to(device),
             labels=self.labels.to(device),
         )
+
+
+class _Rows:
+    """Some rows of a [`SequenceConstraint`] as inputs of the model.
+
+    Attributes:
+        prefixes: Decoder inputs, `(num_rows, length)`.
+        labels: `(num_rows, length)`, -100 where padded.
+        inputs: Keyword inputs; the same objects at every call, so that the model is replayed.
+        common: Number of leading labels that all rows share.
+    """
+
+    def __init__(self, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int]):
+        labels, prefixes = constraint.labels[list(rows),], constraint.decoder_input_ids[list(rows),]
+        length = int((labels != IGNORE_INDEX).sum(1).max())
+        if length == hidden.shape[1]:
+            # One more column of padding: `PrefixTrie` tells decoder states from encoder states by their length.
+            length += 1
+            labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)
+            prefixes = F.pad(prefixes, (0, 1), value=int(prefixes[0, 0]))
+        self.labels, self.prefixes = labels[:, :length], prefixes[:, :length]
+        differs = (self.labels != self.labels[0]).any(0)
+        self.common = int(differs.to(torch.uint8).argmax())
+        self.inputs = {
+            "encoder_outputs": (hidden.expand(len(labels), -1, -1),),
+            "attention_mask": constraint.inputs["attention_mask"].expand(len(labels), -1),
+            "decoder_input_ids": self.prefixes,
+            "use_cache": False,
+        }

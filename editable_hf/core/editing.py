@@ -41,6 +41,7 @@ def edit(
     layers: str | Iterable[str],
     max_steps: int = 10,
     create_graph: bool = False,
+    replay: bool = True,
 ) -> EditResult:
     """Moves the parameters of `layers` until `constraint` holds or `max_steps` steps were taken (Eq. 1).
 
@@ -55,8 +56,10 @@ def edit(
         max_steps: k in Eq. 1.
         create_graph: Keep the graph of the whole unrolled edit, so that `params` and `loss` are differentiable with
             respect to all of the model's parameters and the editor's hyperparameters. Without it no graph is kept.
+        replay: Run only the part of the model that the edit changes (exact). `False` runs all of it at every step.
 
     Raises:
+        ReplayError: If the model cannot be replayed, because it runs other modules at each call.
         ValueError: If `layers` selects nothing or `max_steps` is negative.
 
     Example:
@@ -67,31 +70,36 @@ def edit(
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
     params = select_parameters(model, layers)
-    functional_model = FunctionalModel(model, list(params), create_graph)
+    functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
     else:  # copies: after 0 steps the result must not share memory with the model
         params = {name: param.detach().clone() for name, param in params.items()}
-    history: list[float] = []
     with eval_mode(model), torch.enable_grad():
-        state = editor.init(params)
-        while True:
-            if not create_graph:
-                params = {name: param.detach().requires_grad_() for name, param in params.items()}
-            loss = constraint(functional_model, params)
-            history.append(loss.item())
-            num_steps = len(history) - 1
-            if history[-1] <= 0 or num_steps == max_steps:
-                break
-            grads = torch.autograd.grad(
-                loss, list(params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-            )
-            with torch.set_grad_enabled(create_graph):
-                updates, state = editor.update(dict(zip(params, grads, strict=True)), state)
-                params = apply_updates(params, updates)
+        params, loss, history = _descend(functional_model, constraint, editor, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
-    return EditResult(params, history[-1] <= 0, num_steps, loss, history)
+    return EditResult(params, history[-1] <= 0, len(history) - 1, loss, history)
+
+
+def _descend(
+    model: FunctionalModel, constraint: Constraint, editor: Editor, params: Params, max_steps: int
+) -> tuple[Params, Tensor, list[float]]:
+    """The steps of Eq. 1: parameters and `l_e` at the end, and `l_e` at every step."""
+    create_graph, state, history = model.create_graph, editor.init(params), []
+    while True:
+        if not create_graph:
+            params = {name: param.detach().requires_grad_() for name, param in params.items()}
+        loss = constraint(model, params)
+        history.append(loss.item())
+        if history[-1] <= 0 or len(history) > max_steps:
+            return params, loss, history
+        grads = torch.autograd.grad(
+            loss, list(params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+        with torch.set_grad_enabled(create_graph):
+            updates, state = editor.update(dict(zip(params, grads, strict=True)), state)
+            params = apply_updates(params, updates)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from editable_hf.core.rmsprop_step import rmsprop_step
+
 Params = dict[str, Tensor]
 ScalarLike = float | Tensor
 
@@ -121,14 +123,9 @@ def rmsprop(learning_rate: ScalarLike, beta: ScalarLike = 0.5, eps: float = DEFA
     """
 
     def update(grads: Params, state: RMSPropState) -> tuple[Params, RMSPropState]:
-        squares = {name: grad.square() for name, grad in grads.items()}
-        if state.mean_square is not None:
-            squares = {
-                name: beta * mean_square + (1 - beta) * squares[name]
-                for name, mean_square in state.mean_square.items()
-            }
-        updates = {name: -learning_rate * grad * (squares[name] + eps).rsqrt() for name, grad in grads.items()}
-        return updates, RMSPropState(squares)
+        old = state.mean_square or dict.fromkeys(grads)
+        steps = {name: rmsprop_step(grad, old[name], learning_rate, beta, eps) for name, grad in grads.items()}
+        return {name: step[0] for name, step in steps.items()}, RMSPropState({n: step[1] for n, step in steps.items()})
 
     return Editor(lambda params: RMSPropState(None), update)
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from editable_hf.core.replay import Recording, record
+
+T = TypeVar("T")
+
+# An edit meets the batch of all alternatives and a few pairs of target and binding alternative. The bound is for
+# constraints that make new inputs at every call: their recordings would otherwise pile up.
+_MAX_RECORDINGS = 16
+
 
 class FunctionalModel:
-    """Calls `model` with some parameters replaced, and shares what the replaced ones cannot change.
+    """Calls `model` with some parameters replaced, and runs only what the replaced ones change.
+
+    The first call with given inputs is recorded; later calls with the same input objects start at the first module
+    that uses a replaced parameter (see [`Recording`]).
 
     With `create_graph` the remaining parameters keep their graph, so that Eq. 2 can be differentiated with respect
     to all of theta; without it they are detached and autograd records the edited tensors alone.
@@ -21,19 +33,45 @@ class FunctionalModel:
         model: The unwrapped module (not DDP). It is never changed.
         names: Qualified names of the parameters that will be replaced.
         create_graph: Whether gradient must reach the parameters that are not replaced.
+        replay: Run only what the replaced parameters change. `False` runs the whole model at every call.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], create_graph: bool = False):
-        self.model, self.create_graph = model, create_graph
+    def __init__(self, model: nn.Module, names: list[str], create_graph: bool = False, replay: bool = True):
+        self.model, self.create_graph, self._replay = model, create_graph, replay
         parameters = dict(model.named_parameters())
         self._edited = {id(parameters[name]) for name in names}
         edited = set(names)
         self._frozen = {} if create_graph else {n: p.detach() for n, p in parameters.items() if n not in edited}
-        self._encoded: dict[tuple[int, ...], Any] = {}
+        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._kept: dict[Hashable, Any] = {}
 
     def __call__(self, params: Mapping[str, Tensor], **inputs: Any) -> Any:
-        """The model's output for `inputs` with `params` in place of its own parameters."""
-        return functional_call(self.model, {**self._frozen, **params}, (), inputs)
+        """The model's output for `inputs` with `params` in place of its own parameters.
+
+        Raises:
+            ReplayError: If the model cannot be replayed: it runs other modules than before, or an input changed.
+        """
+        everything = {**self._frozen, **params}
+        if not self._replay:
+            return functional_call(self.model, everything, (), inputs)
+        # What was recorded without graph must not answer where gradient is to reach the rest of the model.
+        attached = self.create_graph and torch.is_grad_enabled()
+        # The recording keeps the inputs, so that no other object can get their ids.
+        key = (attached, *((name, id(value)) for name, value in inputs.items()))
+        if key in self._recordings:
+            self._recordings.move_to_end(key)
+            return self._recordings[key].replay(everything)
+        with record(self.model, params.values()) as self._recordings[key]:
+            output = functional_call(self.model, everything, (), inputs)
+        if len(self._recordings) > _MAX_RECORDINGS:
+            self._recordings.popitem(last=False)
+        return output
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognise."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
 
     def encode(self, params: Mapping[str, Tensor], **inputs: Tensor) -> Tensor:
         """Last hidden state of the encoder, `(batch, source_length, hidden)`.
@@ -48,13 +86,10 @@ class FunctionalModel:
             replaced = {id(own[name]): value for name, value in {**self._frozen, **params}.items()}
             local = {name: replaced.get(id(weight), weight) for name, weight in weights.items()}
             return functional_call(encoder, local, (), inputs)[0]
-        key = tuple(id(value) for value in inputs.values())
-        if key not in self._encoded:
-            # Also when the first caller scores without graph: later ones share this result and need its graph. The
-            # inputs are kept beside it, because an id is only unique while its object lives.
-            with torch.set_grad_enabled(self.create_graph):
-                self._encoded[key] = (encoder(**inputs)[0], inputs)
-        return self._encoded[key][0]
+        # With its graph also when the first caller scores without: later ones share this result and need it.
+        with torch.set_grad_enabled(self.create_graph):
+            key = ("encoded", *(id(value) for value in inputs.values()))
+            return self.once(key, lambda: (encoder(**inputs)[0], inputs))[0]
 
 
 @contextmanager

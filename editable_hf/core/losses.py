@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from editable_hf.core.constraints import IGNORE_INDEX
@@ -13,10 +15,56 @@ def edit_loss(constraint_value: Tensor) -> Tensor:
     return F.relu(constraint_value)
 
 
-def _kl_divergence(reference_logits: Tensor, logits: Tensor) -> Tensor:
-    """`KL(reference || other)` over the last dimension, in nats; exactly 0 for identical logits."""
-    reference, other = F.log_softmax(reference_logits, -1), F.log_softmax(logits, -1)
-    return (reference.exp() * (reference - other)).sum(-1)
+def _kl_divergence(reference_logits: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`KL(reference || other)` over the last dimension, in nats; exactly 0 for identical logits.
+
+    The reference takes no gradient. Where `mask` is given and false, the value is 0 and there is no gradient either.
+    """
+    shape = logits.shape[:-1]
+    padding = None if mask is None else (~mask).flatten().nonzero().squeeze(1)
+    return _FusedKL.apply(reference_logits.detach().flatten(0, -2), logits.flatten(0, -2), padding).view(shape)
+
+
+# Elements of logits that are worked on at once: they stay in a core's cache from the first pass to the last. On a
+# GPU, where a launch costs more than a pass, only memory sets a limit.
+_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
+
+
+class _FusedKL(torch.autograd.Function):
+    """Row by row `KL(softmax(reference) || softmax(logits))` without temporaries of the logits' size.
+
+    Over a vocabulary the plain expression goes some ten times through memory. This one keeps the derivative with
+    respect to the logits, `softmax(logits) - softmax(reference)`, and nothing else; the backward uses it up. First
+    derivatives only.
+    """
+
+    @staticmethod
+    def forward(ctx, reference: Tensor, logits: Tensor, padding: Tensor | None) -> Tensor:
+        num_rows, width = logits.shape
+        divergence = logits.new_empty(num_rows)
+        derivative = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
+        step = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // max(1, width))
+        for start in range(0, num_rows, step):
+            block = slice(start, start + step)
+            log_p, log_q = F.log_softmax(reference[block], -1), F.log_softmax(logits[block], -1)
+            p = log_p.exp()
+            divergence[block] = log_p.sub_(log_q).mul_(p).sum(-1)
+            if derivative is not None:
+                torch.sub(log_q.exp_(), p, out=derivative[block])
+        if padding is not None:  # set, not multiplied by 0: nothing says that logits are finite there
+            divergence[padding] = 0.0
+            if derivative is not None:
+                derivative[padding] = 0.0
+        ctx.derivative = derivative
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None]:
+        if ctx.derivative is None:
+            raise RuntimeError("The derivative of a KL term is used up by its first backward; compute the term again.")
+        derivative, ctx.derivative = ctx.derivative, None
+        return None, derivative.mul_(grad.unsqueeze(-1)), None
 
 
 def locality_loss(reference_logits: Tensor, edited_logits: Tensor) -> Tensor:
@@ -46,9 +94,8 @@ def token_locality_loss(reference_logits: Tensor, edited_logits: Tensor, labels:
 def _token_mean(reference_logits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean KL over the tokens of each sentence, `(batch,)`."""
     mask = labels != IGNORE_INDEX
-    # Only real positions are compared: a padded position costs as much as a real one over a large vocabulary.
-    divergence = _kl_divergence(reference_logits[mask], logits[mask])  # (num_tokens,)
-    return logits.new_zeros(labels.shape).masked_scatter(mask, divergence).sum(1) / mask.sum(1).clamp(min=1)
+    divergence = _kl_divergence(reference_logits, logits, mask)
+    return divergence.sum(1) / mask.sum(1).clamp(min=1)
 
 
 def distillation_loss(teacher_logits: Tensor, logits: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -63,7 +110,7 @@ def distillation_loss(teacher_logits: Tensor, logits: Tensor, labels: Tensor | N
     if labels is None:
         return _kl_divergence(teacher_logits, logits).mean()
     mask = labels != IGNORE_INDEX
-    return _kl_divergence(teacher_logits[mask], logits[mask]).mean()
+    return _kl_divergence(teacher_logits, logits, mask).sum() / mask.sum()
 
 
 def objective(base: Tensor, edit: Tensor, locality: Tensor, edit_coef: float, locality_coef: float) -> Tensor:

@@ -15,7 +15,7 @@ BASE_LOSSES = ("task", "distillation")
 class EditableArguments:
     """What Eq. 1 and Eq. 2 need beyond a `TrainingArguments`.
 
-    Groups: the editor (Eq. 1), the objective (Eq. 2).
+    Groups: the editor (Eq. 1), the objective (Eq. 2), speed.
     """
 
     # The editor, Eq. 1
@@ -65,6 +65,21 @@ class EditableArguments:
     )
     edits_per_step: int = field(
         default=1, metadata={"help": "Edit requests drawn for each batch on each process; their terms are averaged."}
+    )
+    # Speed
+    replay: bool = field(
+        default=True,
+        metadata={
+            "help": "Run edits and the locality term from the first edited layer on, which changes no number. Turn it "
+            "off for a model that runs other modules at each call."
+        },
+    )
+    reuse_base_forward: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the locality term (Eq. 4) from the activations that enter the edited layers in the base "
+            "forward, dropout included, instead of running the whole model a second time in eval mode. Needs `replay`."
+        },
     )
 
     def check_editable(self) -> None:

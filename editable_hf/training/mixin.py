@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from editable_hf.core.editing import Constraint, edit
-from editable_hf.core.editors import Params
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import RequestOrder
 from editable_hf.training.attached_editor import attach_editor, restore_editor, separate_editor_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
+from editable_hf.training.locality import LocalityBatch
+from editable_hf.training.term_log import TermLog
 
 
 class EditableTrainerMixin(ABC):
@@ -34,8 +35,8 @@ class EditableTrainerMixin(ABC):
         """The constraint `l_e` of one row of `edit_dataset`, on the model's device."""
 
     @abstractmethod
-    def locality(self, edits: list[Params], inputs: Mapping[str, Tensor]) -> Tensor:
-        """`L_loc` (Eq. 4) of each edit on this batch, summed over the edits, scalar."""
+    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
+        """`L_loc` (Eq. 4) of one edit on one batch, scalar."""
 
     def _init_editable(self, edit_dataset) -> None:
         args, model = self.args, self.model
@@ -49,35 +50,39 @@ class EditableTrainerMixin(ABC):
         attach_editor(model, args)
         # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
         model.editor.requires_grad_(edit_dataset is not None)
-        self._terms: dict[str, float] = {}
+        self._terms = TermLog()
         if edit_dataset is not None:
             self._order = RequestOrder(len(edit_dataset), args)
 
-    def add_edit_terms(self, base: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    def locality_batch(self, inputs: Mapping[str, Any], labels: Tensor) -> LocalityBatch:
+        """Compares edits on the batch whose base forward runs within its `recorded()`."""
+        args, own = self.args, dict(self.model.named_parameters())
+        return LocalityBatch(
+            self.model,
+            {name: own[name] for name in self.edit_parameters},
+            inputs,
+            lambda reference, edited: self.locality_loss(reference, edited, labels),
+            reuse_base_forward=args.reuse_base_forward and not args.torch_compile,  # compiled code cannot be watched
+            replay=args.replay,
+        )
+
+    def add_edit_terms(self, base: Tensor, batch: LocalityBatch) -> Tensor:
         """Eq. 2 from the base loss, whose forward has run in train mode through the wrapped model.
 
         The edit runs on the unwrapped model afterwards: a train-mode BatchNorm forward after it would spoil its
         graph, and DDP averages all gradients because one forward went through the wrapper.
         """
         args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
-        results = [
-            edit(self.model, constraint, editor.build(), self.edit_parameters, args.edit_max_steps, create_graph=True)
-            for constraint in map(self.request_constraint, self._draw())
-        ]
+        options = {"max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
+        constraints = [self.request_constraint(request) for request in self._draw()]
+        results = [edit(self.model, each, editor.build(), self.edit_parameters, **options) for each in constraints]
         edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.
         moved = [result.params for result in results if result.num_steps > 0]
-        locality_term = self.locality(moved, inputs) / len(results) if moved else torch.zeros_like(edit_term)
-        self._log_terms(
-            base_loss=base.item() * accumulation,
-            edit_loss=edit_term.item(),
-            locality_loss=locality_term.item(),
-            edit_success_rate=sum(result.success for result in results) / len(results),
-            edit_num_steps=sum(result.num_steps for result in results) / len(results),
-        )
-        total = objective(
-            base, edit_term / accumulation, locality_term / accumulation, args.edit_coef, args.locality_coef
-        )
+        locality_term = batch.compare(moved) / len(results) if moved else torch.zeros_like(edit_term)
+        self._terms.add(base * accumulation, edit_term, locality_term, results)
+        terms = (base, edit_term / accumulation, locality_term / accumulation)
+        total = objective(*terms, args.edit_coef, args.locality_coef)
         # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
         return total + sum(0.0 * parameter for parameter in editor.parameters())
 
@@ -85,17 +90,10 @@ class EditableTrainerMixin(ABC):
         """The requests of this micro-batch on this process."""
         return [self.edit_dataset[row] for row in self._order.rows(self.state.global_step)]
 
-    def _log_terms(self, **terms: float) -> None:
-        for name, value in {**terms, "_count": 1.0}.items():
-            self._terms[name] = self._terms.get(name, 0.0) + value
-
     def log(self, logs, *args, **kwargs) -> None:
-        if "loss" in logs and self._terms:
-            sums = torch.tensor(list(self._terms.values()), device=self.args.device)
-            *sums, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-            logs |= {name: value / count for name, value in zip(self._terms, sums, strict=False)}
+        if "loss" in logs and self._terms.count:
+            logs |= self._terms.means(self.accelerator)
             logs |= {f"editor/{name}": value for name, value in self.model.editor.values().items()}
-            self._terms = {}
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
 
 from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
-from editable_hf.core.editors import Params
-from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
@@ -72,10 +71,13 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
             inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
         if self.model.training:
             inputs["use_cache"] = False
-        outputs = model(**inputs)
+        editable = self.edit_dataset is not None and self.model.training
+        batch = self.locality_batch(inputs, labels) if editable else None
+        with batch.recorded() if editable else nullcontext():
+            outputs = model(**inputs)
         loss = self._base_loss(outputs.logits, labels, inputs, num_items_in_batch)
-        if self.edit_dataset is not None and self.model.training:
-            loss = self.add_edit_terms(loss, {**inputs, "labels": labels})
+        if editable:
+            loss = self.add_edit_terms(loss, batch)
         return (loss, outputs) if return_outputs else loss
 
     def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
@@ -95,30 +97,8 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
             label_smoothing=self.args.label_smoothing_factor,
         )
 
-    def locality(self, edits: list[Params], inputs: Mapping[str, Tensor]) -> Tensor:
-        """KL averaged over the target tokens of each sentence, then over the sentences (section 4.4)."""
-        functional_model = FunctionalModel(self.model, self.edit_parameters, create_graph=True)
-        own = dict(self.model.named_parameters())
-        original = {name: own[name] for name in self.edit_parameters}
-
-        def logits(params: Params) -> Tensor:
-            hidden = functional_model.encode(
-                params, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            )
-            return functional_model(
-                params,
-                encoder_outputs=(hidden,),
-                attention_mask=inputs["attention_mask"],
-                decoder_input_ids=inputs["decoder_input_ids"],
-                use_cache=False,
-            ).logits
-
-        # Both sides in eval mode: with dropout they would differ without any edit.
-        with eval_mode(self.model):
-            with torch.no_grad():
-                reference = logits(original)
-            losses = [token_locality_loss(reference, logits(params), inputs["labels"]) for params in edits]
-        return torch.stack(losses).sum()
+    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
+        return token_locality_loss(reference_logits, edited_logits, labels)
 
     def editor_config(self) -> EditorConfig:
         config = super().editor_config()

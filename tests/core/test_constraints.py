@@ -100,15 +100,6 @@ def test_gradient_equals_that_of_all_rows(marian, request_ids):
     torch.testing.assert_close(grad, torch.autograd.grad(value, weight)[0], rtol=0, atol=1e-10)
 
 
-def test_scores_of_chosen_rows(marian, request_ids):
-    constraint = build(request_ids.inputs, request_ids.target, request_ids.alternatives)
-    model, params = functional(marian)
-    every = constraint.scores(model, params)
-    for rows in ([0, 2], [2], [3, 1]):
-        chosen = constraint.scores(model, params, rows=torch.tensor(rows))
-        torch.testing.assert_close(chosen, every[rows], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("pad", [0, 1, 17])
 def test_scores_do_not_depend_on_padding(marian, request_ids, pad):
     short = build(request_ids.inputs, [11, 2], [[12, 2]])

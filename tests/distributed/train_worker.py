@@ -2,8 +2,8 @@
 
 Started alone with accumulation over 2 * n micro-batches, and by torchrun as two processes with n, it must do the same.
 
-    python train_worker.py FOLDER
-    torchrun --nproc_per_node 2 train_worker.py FOLDER
+    PYTHONPATH=tests python tests/distributed/train_worker.py FOLDER
+    PYTHONPATH=tests torchrun --nproc_per_node 2 tests/distributed/train_worker.py FOLDER
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import MarianConfig, MarianMTModel, TrainerCallback
+from tiny_models import marian_config
+from transformers import MarianMTModel, TrainerCallback
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, edit, request_constraint, rmsprop
 from editable_hf.data.requests import draw_requests
@@ -54,25 +55,7 @@ class Collator:
 
 def build_model():
     torch.manual_seed(0)
-    config = MarianConfig(
-        vocab_size=40,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_position_embeddings=32,
-        init_std=0.3,
-        dropout=0.0,
-        pad_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        forced_eos_token_id=None,
-        attn_implementation="eager",
-    )
-    return MarianMTModel(config).double()
+    return MarianMTModel(marian_config(dropout=0.0)).double()
 
 
 def build_data():
@@ -139,8 +122,8 @@ def run(name, folder):
         callbacks=[recorder],
     )
     model.editor.double()
-    steps, log_terms = [], trainer._log_terms
-    trainer._log_terms = lambda **terms: steps.append(terms["edit_num_steps"]) or log_terms(**terms)
+    steps, add = [], trainer._terms.add
+    trainer._terms.add = lambda *terms: steps.append(terms[-1][0].num_steps) or add(*terms)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     state = {key: value.clone() for key, value in model.state_dict().items()}
