@@ -42,7 +42,7 @@ class FunctionalModel:
         self._edited = {id(parameters[name]) for name in names}
         edited = set(names)
         self._frozen = {} if create_graph else {n: p.detach() for n, p in parameters.items() if n not in edited}
-        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._recordings: OrderedDict[Hashable, tuple[Recording, dict[str, Tensor]]] = OrderedDict()
         self._kept: dict[Hashable, Any] = {}
 
     def __call__(self, params: Mapping[str, Tensor], **inputs: Any) -> Any:
@@ -60,12 +60,20 @@ class FunctionalModel:
         key = (attached, *((name, id(value)) for name, value in inputs.items()))
         if key in self._recordings:
             self._recordings.move_to_end(key)
-            return self._recordings[key].replay(everything)
-        with record(self.model, params.values()) as self._recordings[key]:
+            recording, frozen = self._recordings[key]
+            return recording.replay({**frozen, **params})
+        with record(self.model, params.values()) as recording:
             output = functional_call(self.model, everything, (), inputs)
+        self._recordings[key] = (recording, self._still_used(recording))
         if len(self._recordings) > _MAX_RECORDINGS:
             self._recordings.popitem(last=False)
         return output
+
+    def _still_used(self, recording: Recording) -> dict[str, Tensor]:
+        """The detached parameters that a replay needs: putting in place all of a large model's costs like a layer."""
+        answered = {id(parameter) for module in recording.answered for parameter in module.parameters()}
+        own = dict(self.model.named_parameters())
+        return {name: value for name, value in self._frozen.items() if id(own[name]) not in answered}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognise."""
