@@ -13,11 +13,11 @@ Loss and gradients of both are compared before anything is timed. The last line 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from benchmark_models import (
@@ -203,14 +203,18 @@ def check_vision(device: torch.device) -> dict[str, float]:
 
 def peak_memory(num_tokens: int, max_steps: int, device: torch.device) -> float:
     """MiB that training takes beyond the imports: model, optimiser state and two steps."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     request = make_request(32, LENGTH) if max_steps else None
     run = Translation(device, request, edit_learning_rate=TOO_WEAK)
     for _ in range(2):
         run.step(num_tokens, max_steps)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak() - before
+
+
+def resident_peak() -> float:
+    """Most memory this process had at once, in MiB. Not `getrusage`, which starts with the parent's figure."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
 
 
 def measure_peak(num_tokens: int, max_steps: int, device: torch.device) -> float:
