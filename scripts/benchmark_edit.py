@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from benchmark_models import fairseq_size_model, make_request, whole_model_constraint, whole_model_edit
+from benchmark_models import add_common_arguments, make_request, random_model, whole_model_constraint, whole_model_edit
 from timing import describe_machine, finish, format_seconds, ratio, time_interleaved
 from transformers import MarianMTModel
 
@@ -37,9 +37,7 @@ RATIOS = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="times each edit is timed, after one warm-up")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--json", help="file for all figures")
+    add_common_arguments(parser)
     return parser.parse_args()
 
 
@@ -88,8 +86,8 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     machine = describe_machine(device)
     print(machine)
-    model = fairseq_size_model(device).eval()
-    shared, unshared = make_request(32, LENGTH), make_request(32, LENGTH, shared=False)
+    model = random_model(args.size, device).eval()
+    shared, unshared = make_request(model, 32, LENGTH), make_request(model, 32, LENGTH, shared=False)
     checks = {"shared": check(model, shared), "unshared": check(model, unshared)}
     print(f"relative differences to the whole-model edit: {checks}")
     for request in (shared, unshared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -13,14 +14,24 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import MarianMTModel, ResNetConfig, ResNetForImageClassification
 
+from editable_hf.core.functional import eval_mode
 from editable_hf.models import iwslt_transformer_config
+from editable_hf.models.iwslt_transformer import TRANSFORMER_SIZES
 
 VOCABULARY = 10_000
 PAD, EOS = 1, 2
 
 
-def fairseq_size_model(device: torch.device, dropout: float = 0.3) -> MarianMTModel:
-    """`transformer_iwslt_de_en` with random weights and 10,000 pieces, 41.8 M parameters."""
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = ", ".join(TRANSFORMER_SIZES)
+    parser.add_argument("--size", default="iwslt_de_en", help=f"of the Marian, one of {sizes}; the first is fairseq's")
+    parser.add_argument("--rounds", type=int, default=5, help="times each step is timed, after one warm-up")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--json", help="file for all figures")
+
+
+def random_model(size: str, device: torch.device, dropout: float = 0.3) -> MarianMTModel:
+    """A Marian with random weights and 10,000 pieces; `iwslt_de_en` is fairseq's, 41.8 M parameters."""
 
     class Pieces(SimpleNamespace):
         def __len__(self):
@@ -28,7 +39,7 @@ def fairseq_size_model(device: torch.device, dropout: float = 0.3) -> MarianMTMo
 
     torch.manual_seed(0)
     pieces = Pieces(bos_token_id=0, pad_token_id=PAD, eos_token_id=EOS)
-    return MarianMTModel(iwslt_transformer_config(pieces, dropout=dropout)).to(device)
+    return MarianMTModel(iwslt_transformer_config(pieces, size, dropout)).to(device)
 
 
 def make_batch(num_tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:
@@ -46,8 +57,8 @@ def make_batch(num_tokens: int, length: int, device: torch.device) -> dict[str, 
     }
 
 
-def make_request(num_alternatives: int, length: int, shared: bool = True) -> dict[str, Any]:
-    """A request whose alternatives share prefixes as those of a beam search do, or none.
+def make_request(model: MarianMTModel, num_alternatives: int, length: int, shared: bool = True) -> dict[str, Any]:
+    """A request that does not hold, whose alternatives share prefixes as those of a beam search do, or none.
 
     With 32 alternatives of 25 tokens, about a quarter of all tokens have a prefix of their own; it was 22% (quartiles
     18% and 30%) over the requests of the recipe's `small` model on IWSLT14.
@@ -61,12 +72,11 @@ def make_request(num_alternatives: int, length: int, shared: bool = True) -> dic
     while len(alternatives) < num_alternatives:
         kept = max(rng.randrange(length) for _ in range(3)) if shared else 0
         alternatives.append(rng.choice(alternatives)[:kept] + tokens(length - kept))
-    return {
-        "id": 0,
-        "source_ids": tokens(length - 1) + [EOS],
-        "target_ids": tokens(length - 1) + [EOS],
-        "alternatives": alternatives,
-    }
+    request = {"id": 0, "source_ids": tokens(length - 1) + [EOS], "alternatives": alternatives}
+    requests = [request | {"target_ids": tokens(length - 1) + [EOS]} for _ in range(16)]
+    with torch.no_grad(), eval_mode(model):
+        values = [whole_model_constraint(model, {}, each).item() for each in requests]
+    return requests[values.index(max(values))]
 
 
 def cifar_resnet18(device: torch.device) -> ResNetForImageClassification:

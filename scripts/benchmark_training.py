@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch
 from benchmark_models import (
+    add_common_arguments,
     cifar_resnet18,
-    fairseq_size_model,
     make_batch,
     make_request,
+    random_model,
     whole_model_constraint,
     whole_model_edit,
     whole_model_locality,
@@ -52,19 +53,16 @@ CHAIN_3 = "resnet.encoder.stages.2"
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="times each step is timed, after one warm-up")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--json", help="file for all figures")
+    add_common_arguments(parser)
     parser.add_argument("--peak", nargs=2, metavar=("TOKENS", "K"), type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 class Translation:
-    """One trainer and the steps to time; `request` is `None` for plain training."""
+    """One trainer and the steps to time; `shared`: whether alternatives share prefixes; `None`: no edits."""
 
-    def __init__(self, device: torch.device, request: dict | None, dropout: float = 0.3, **options):
-        self.device = device
-        self.model = fairseq_size_model(device, dropout)
+    def __init__(self, size: str, device: torch.device, shared: bool | None, dropout: float = 0.3, **options):
+        self.model = random_model(size, device, dropout)
         self.batches = {tokens: make_batch(tokens, LENGTH, device) for tokens in (1_000, 4_000)}
         args = EditableSeq2SeqTrainingArguments(
             tempfile.mkdtemp(),
@@ -75,7 +73,7 @@ class Translation:
             disable_tqdm=True,
             **options,
         )
-        requests = None if request is None else Dataset.from_list([request])
+        requests = None if shared is None else Dataset.from_list([make_request(self.model, 32, LENGTH, shared)])
         self.trainer = EditableSeq2SeqTrainer(
             self.model, args, edit_dataset=requests, data_collator=lambda rows: rows, train_dataset=[0]
         )
@@ -119,9 +117,9 @@ class Translation:
         return loss
 
 
-def check_translation(device: torch.device) -> dict[str, float]:
+def check_translation(size: str, device: torch.device) -> dict[str, float]:
     """Relative differences of loss and gradients between the trainer's step and the whole-model step."""
-    run = Translation(device, make_request(32, LENGTH), dropout=0.0, edit_learning_rate=1e-5, locality_coef=10.0)
+    run = Translation(size, device, True, dropout=0.0, edit_learning_rate=1e-5, locality_coef=10.0)
     losses, gradients = [], []
     for step in (run.step, run.whole_model_step):
         losses.append(step(1_000, max_steps=3, optimize=False).item())
@@ -201,11 +199,10 @@ def check_vision(device: torch.device) -> dict[str, float]:
     return compare(losses, gradients)
 
 
-def peak_memory(num_tokens: int, max_steps: int, device: torch.device) -> float:
+def peak_memory(size: str, num_tokens: int, max_steps: int, device: torch.device) -> float:
     """MiB that training takes beyond the imports: model, optimiser state and two steps."""
     before = resident_peak()
-    request = make_request(32, LENGTH) if max_steps else None
-    run = Translation(device, request, edit_learning_rate=TOO_WEAK)
+    run = Translation(size, device, True if max_steps else None, edit_learning_rate=TOO_WEAK)
     for _ in range(2):
         run.step(num_tokens, max_steps)
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak() - before
@@ -217,9 +214,10 @@ def resident_peak() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
 
 
-def measure_peak(num_tokens: int, max_steps: int, device: torch.device) -> float:
+def measure_peak(size: str, num_tokens: int, max_steps: int, device: torch.device) -> float:
     """[`peak_memory`] in a process of its own."""
-    command = [sys.executable, __file__, "--device", str(device), "--peak", str(num_tokens), str(max_steps)]
+    command = [sys.executable, __file__, "--size", size, "--device", str(device)]
+    command += ["--peak", str(num_tokens), str(max_steps)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -235,11 +233,11 @@ RATIOS = {
 }
 
 
-def measure(device: torch.device, rounds: int) -> dict[str, list[float]]:
+def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[float]]:
     """Seconds of every step that `RATIOS` names."""
-    plain = Translation(device, None)
-    shared = Translation(device, make_request(32, LENGTH), edit_learning_rate=TOO_WEAK)
-    unshared = Translation(device, make_request(32, LENGTH, shared=False), edit_learning_rate=TOO_WEAK)
+    plain = Translation(size, device, None)
+    shared = Translation(size, device, True, edit_learning_rate=TOO_WEAK)
+    unshared = Translation(size, device, False, edit_learning_rate=TOO_WEAK)
     vision, plain_vision = Vision(device), Vision(device)
     functions: dict[str, Callable] = {
         "plain_4000": lambda: plain.step(4_000),
@@ -264,15 +262,15 @@ def main(args: argparse.Namespace) -> None:
     set_seed(0)
     device = torch.device(args.device)
     if args.peak:
-        print(peak_memory(*args.peak, device))
+        print(peak_memory(args.size, *args.peak, device))
         return
     machine = describe_machine(device)
     print(machine)
-    checks = {"translation": check_translation(device), "resnet": check_vision(device)}
+    checks = {"translation": check_translation(args.size, device), "resnet": check_vision(device)}
     print(f"relative differences to the whole-model step: {checks}")
-    seconds = measure(device, args.rounds)
+    seconds = measure(args.size, device, args.rounds)
     print(format_seconds(seconds))
-    memory = {f"k{k}": measure_peak(4_000, k, device) for k in (0, 10)}
+    memory = {f"k{k}": measure_peak(args.size, 4_000, k, device) for k in (0, 10)}
     ranges = {name: ratio(seconds, *pair) for name, pair in RATIOS.items()}
     for name, value in ranges.items():
         print(f"{name:<40} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
