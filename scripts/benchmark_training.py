@@ -150,6 +150,8 @@ class Vision:
         self.labels = torch.randint(10, (33,), generator=generator).to(device)
         self.params = select_parameters(self.model, CHAIN_3)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=STANDSTILL)
+        with torch.no_grad(), eval_mode(self.model):
+            self.wanted = int(self.model(self.images[32:]).logits.argmin())
 
     def step(self, max_steps: int = 0, optimize: bool = True, alpha: float = TOO_WEAK, reuse: bool = True) -> Tensor:
         """A plain step (`max_steps=0`) or an editable one."""
@@ -158,7 +160,7 @@ class Vision:
         with batch.recorded():
             total = F.cross_entropy(model(**inputs).logits, self.labels[:32])
         if max_steps > 0:
-            constraint = ClassConstraint({"pixel_values": self.images[32:]}, self._wanted())
+            constraint = ClassConstraint({"pixel_values": self.images[32:]}, self.wanted)
             result = edit(model, constraint, rmsprop(alpha), CHAIN_3, max_steps, create_graph=True)
             assert result.num_steps == max_steps
             total = objective(total, edit_loss(result.loss), batch.compare([result.params]), 0.01, 10.0)
@@ -167,7 +169,7 @@ class Vision:
 
     def whole_model_step(self, max_steps: int, optimize: bool = True, alpha: float = TOO_WEAK) -> Tensor:
         """The same in plain torch."""
-        model, wanted = self.model, self._wanted()
+        model, wanted = self.model, self.wanted
 
         def constraint(params: dict[str, Tensor]) -> Tensor:
             logits = torch.func.functional_call(model, params, (self.images[32:],)).logits[0]
@@ -180,10 +182,6 @@ class Vision:
         total = base + 0.01 * loss.relu() + 10.0 * locality
         total.backward()
         return self._finish(total.detach(), optimize)
-
-    def _wanted(self) -> int:
-        with torch.no_grad(), eval_mode(self.model):
-            return int(self.model(self.images[32:]).logits.argmin())
 
     _finish = Translation._finish
 
