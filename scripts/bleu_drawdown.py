@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own or 10")
     parser.add_argument("--num_beams", type=int, default=5, help="beam size of the translations")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences decoded together")
-    parser.add_argument("--memo_gigabytes", type=float, default=1.0, help="memory for the prefix memo")
+    parser.add_argument("--memo_gigabytes", type=float, default=2.0, help="memory for the prefix memo")
     parser.add_argument("--no_memo", action="store_true", help="run plain `generate` after each edit (slower)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of test sentences and of the targets")
     parser.add_argument("--output_dir", default="runs/bleu_drawdown", help="folder for results.json and edits.jsonl")

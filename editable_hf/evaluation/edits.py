@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +14,18 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.editing import edit, edited
-from editable_hf.core.editors import Editor
+from editable_hf.core.editing import EditResult, edit, edited
+from editable_hf.core.editors import Editor, Params
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.memo_translator import MemoTranslator
+from editable_hf.evaluation.split_model import MemoUnavailable
 from editable_hf.evaluation.translator import Translator
+
+logger = logging.getLogger(__name__)
 
 
 class BleuDrawdownEvaluator:
@@ -40,6 +45,9 @@ class BleuDrawdownEvaluator:
         layers: What an edit may move.
         num_beams: Beam size.
         batch_size: Sentences decoded together.
+        memo_gigabytes: Memory for what edits have in common (see [`MemoTranslator`]), and as much again for the
+            parameters of the edits that are measured together. `None` runs `generate` after each edit. So does, with a
+            warning, a model or a choice of layers that the memo does not serve.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class BleuDrawdownEvaluator:
         layers: str | Iterable[str] = "last_decoder_layer",
         num_beams: int = 5,
         batch_size: int = 64,
+        memo_gigabytes: float | None = 2.0,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.layers = list(select_parameters(model, layers))
@@ -65,6 +74,7 @@ class BleuDrawdownEvaluator:
             "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
         }
         self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
+        self._memo = None if memo_gigabytes is None else self._build_memo(memo_gigabytes)
         self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
         self._texts = CorpusBleu(reference_texts, tokenize="13a")
         detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
@@ -72,6 +82,18 @@ class BleuDrawdownEvaluator:
         self.before = self._translator(progress="unedited model")
         self.bleu, self.bleu_detok = self._score(self.before)
         self.num_sentences = len(self.before)
+
+    def _build_memo(self, gigabytes: float) -> MemoTranslator | None:
+        try:
+            return MemoTranslator(self._translator, self.layers, gigabytes=gigabytes)
+        except MemoUnavailable as reason:
+            logger.warning("Each edit is measured with `generate`, without a prefix memo: %s.", reason)
+            return None
+
+    @property
+    def memo_statistics(self) -> dict[str, float] | None:
+        """Hit rate and size of the prefix memo over all edits measured so far, see [`MemoStatistics`]."""
+        return None if self._memo is None else self._memo.statistics.as_dict()
 
     def _score(self, translations: Sequence[str]) -> tuple[float, float]:
         # Both remember the sentences they have seen, so only the translations that an edit changed cost anything.
@@ -96,7 +118,8 @@ class BleuDrawdownEvaluator:
             editor: How to edit.
             max_steps: k in Eq. 1.
             length_penalty: Exponent of the length normalisation in `l_e`.
-            path: JSONL file that gets one line for each edit as it is done; edits it holds already are not repeated.
+            path: JSONL file that gets one line for each edit, as soon as those measured together with it are done;
+                edits it holds already are not repeated.
             progress: Title of the progress bar, none if `None`.
 
         Returns:
@@ -116,27 +139,58 @@ class BleuDrawdownEvaluator:
                     f"{path} holds the edit of {record['source']!r} where that of {request['source']!r} is due: it is "
                     "of other requests. Move it away, or give another path."
                 )
-        bar = tqdm(requests[len(records) :], desc=progress, disable=progress is None, unit="edit")
-        for request in bar:
-            record = self._measure(request, editor, max_steps, length_penalty)
-            records.append(record)
-            if path is not None:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        due = requests[len(records) :]
+        size = 1 if self._memo is None else self._memo.group_size
+        with tqdm(total=len(due), desc=progress, disable=progress is None, unit="edit") as bar:
+            for start in range(0, len(due), size):
+                group = due[start : start + size]
+                new = self._measure(group, editor, max_steps, length_penalty, None if progress is None else "batches")
+                records += new
+                if path is not None:
+                    with path.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
+                bar.update(len(group))
         return records
 
     def _measure(
-        self, request: Mapping[str, Any], editor: Editor, max_steps: int, length_penalty: float
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        editor: Editor,
+        max_steps: int,
+        length_penalty: float,
+        progress: str | None,
+    ) -> list[dict[str, Any]]:
+        """The records of a group of edits that are measured together."""
+        results, seconds = [], []
+        for request in requests:
+            start = time.perf_counter()
+            constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
+            results.append(edit(self.model, constraint, editor, self.layers, max_steps))
+            seconds.append(time.perf_counter() - start)
+        moved = [result.params for result in results if result.num_steps > 0]
+        outputs = iter(self._translate(moved, progress))
+        return [
+            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, edit_seconds)
+            for request, result, edit_seconds in zip(requests, results, seconds, strict=True)
+        ]
+
+    def _translate(self, edits: Sequence[Params], progress: str | None) -> list[list[str]]:
+        """The test set's translations after each edit."""
+        if self._memo is not None:
+            return self._memo(edits, progress)
+        outputs = []
+        for params in edits:
+            with edited(self.model, params):
+                outputs.append(self._translator())
+        return outputs
+
+    def _record(
+        self, request: Mapping[str, Any], result: EditResult, translations: Sequence[str], seconds: float
     ) -> dict[str, Any]:
-        start = time.perf_counter()
-        constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
-        result = edit(self.model, constraint, editor, self.layers, max_steps)
-        seconds = time.perf_counter() - start
         own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
         (before,) = own()
         with edited(self.model, result):
             (after,) = own()
-            translations = self._translator() if result.num_steps > 0 else self.before
         changed = [index for index, text in enumerate(translations) if text != self.before[index]]
         bleu, bleu_detok = self._score(translations)
         return {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from editable_hf.core.functional import eval_mode
 from editable_hf.models.beam_search import BeamCache, batches_by_length, translation_limit
 
 
@@ -54,6 +56,14 @@ class Translator:
         ]
         self._encoded: list[torch.Tensor | None] = [None] * len(self._batches)
 
+    @property
+    def num_batches(self) -> int:
+        return len(self._batches)
+
+    @property
+    def num_sentences(self) -> int:
+        return sum(map(len, self._indices))
+
     @torch.no_grad()
     def __call__(self, progress: str | None = None) -> list[str]:
         """Translations in the order of the sources, as text without special tokens.
@@ -61,31 +71,48 @@ class Translator:
         Args:
             progress: Title of a progress bar, none if not given.
         """
-        translations = [""] * sum(map(len, self._indices))
-        training = self.model.training
-        self.model.eval()
-        bar = tqdm(range(len(self._batches)), desc=progress, disable=progress is None, unit="batch")
-        for number in bar:
-            batch = self._batches[number]
-            output = self.model.generate(
-                encoder_outputs=BaseModelOutput(last_hidden_state=self._encode(number)),
-                attention_mask=batch["attention_mask"],
-                past_key_values=BeamCache(),
-                num_beams=self.num_beams,
-                do_sample=False,
-                early_stopping=self.num_beams > 1,
-                max_new_tokens=self._max_new_tokens[number],
-            )
-            texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-            for index, text in zip(self._indices[number], texts, strict=True):
-                translations[index] = text
-        self.model.train(training)
+        translations = [""] * self.num_sentences
+        with eval_mode(self.model):
+            for number in tqdm(range(self.num_batches), desc=progress, disable=progress is None, unit="batch"):
+                hidden, mask = self.encode(number)
+                sequences = self.generate(number, hidden, mask, past_key_values=BeamCache())
+                for index, text in self.decode(number, sequences):
+                    translations[index] = text
         return translations
 
-    def _encode(self, number: int) -> torch.Tensor:
-        if self._encoded[number] is not None:
-            return self._encoded[number]
-        hidden = self.model.get_encoder()(**self._batches[number])[0]
-        if self.keep_encoded:
-            self._encoded[number] = hidden
-        return hidden
+    def encode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's output and mask for a batch, `(sentences, length, width)` and `(sentences, length)`."""
+        batch, hidden = self._batches[number], self._encoded[number]
+        if hidden is None:
+            with eval_mode(self.model):
+                hidden = self.model.get_encoder()(**batch)[0]
+            if self.keep_encoded:
+                self._encoded[number] = hidden
+        return hidden, batch["attention_mask"]
+
+    def generate(self, number: int, hidden: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Beam search with the settings of a batch.
+
+        Args:
+            number: The batch.
+            hidden: See [`encode`].
+            mask: See [`encode`].
+            options: Passed on to `generate`.
+
+        Returns:
+            Token ids, `(sentences, length)`.
+        """
+        return self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=mask,
+            num_beams=self.num_beams,
+            do_sample=False,
+            early_stopping=self.num_beams > 1,
+            max_new_tokens=self._max_new_tokens[number],
+            **options,
+        )
+
+    def decode(self, number: int, sequences: torch.Tensor) -> Iterator[tuple[int, str]]:
+        """Index of each sentence of a batch among the sources, and its translation as text."""
+        texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return zip(self._indices[number], texts, strict=True)

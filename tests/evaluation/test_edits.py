@@ -13,7 +13,6 @@ from editable_hf import make_edit_requests, rmsprop
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import BleuDrawdownEvaluator, read_records
-from editable_hf.evaluation.showcase import format_showcase, showcase
 
 ALPHA, STEPS, BEAMS, BATCH = 5e-3, 4, 3, 5
 NUM_SENTENCES = 12
@@ -52,20 +51,12 @@ def make_evaluator(trained_marian, tokenizer, test_set):
     return build
 
 
-def translate(model, tokenizer, sources, batch_size=BATCH):
-    lengths = {index: len(tokenizer(source)["input_ids"]) for index, source in enumerate(sources)}
-    order = sorted(lengths, key=lengths.get)
-    translations = {}
-    for place, index in enumerate(order):
-        longest = max(lengths[i] for i in order[place // batch_size * batch_size :][:batch_size])
-        output = model.generate(
-            **tokenizer([sources[index]], return_tensors="pt"),
-            num_beams=BEAMS,
-            early_stopping=True,
-            max_new_tokens=min(int(1.5 * longest) + 10, 39),
-        )
-        translations[index] = tokenizer.decode(output[0], skip_special_tokens=True)
-    return [translations[index] for index in range(len(sources))]
+@pytest.fixture
+def translate(one_by_one):
+    def translate(model, tokenizer, sources, batch_size=BATCH):
+        return one_by_one(model, tokenizer, sources, BEAMS, batch_size)
+
+    return translate
 
 
 def corpus_scores(translations, references, texts):
@@ -93,7 +84,7 @@ def brute_force(model, request, names, alpha):
 
 @pytest.mark.parametrize(("layers", "alpha"), [("last_decoder_layer", 2e-3), ("*", 4e-4)])
 def test_records_are_those_of_brute_force(
-    make_evaluator, trained_marian, tokenizer, test_set, requests, layers, alpha
+    make_evaluator, trained_marian, tokenizer, test_set, requests, translate, layers, alpha
 ):
     sources, references, texts = test_set
     state = {name: value.clone() for name, value in trained_marian.state_dict().items()}
@@ -177,7 +168,7 @@ def test_interrupted_evaluation_continues(make_evaluator, requests, tmp_path):
 
     measured = []
     measure = evaluator._measure
-    evaluator._measure = lambda request, *args: measured.append(request["id"]) or measure(request, *args)
+    evaluator._measure = lambda rows, *args: measured.extend(row["id"] for row in rows) or measure(rows, *args)
     again = evaluator.evaluate(requests, rmsprop(ALPHA), **options)
     assert measured == requests["id"][1:]
     assert without_time(again) == without_time(whole)
@@ -232,60 +223,3 @@ def test_bootstrap_agrees_with_the_normal_interval():
 def test_bootstrap_of_nothing():
     with pytest.raises(ValueError, match="There is no value to average"):
         bootstrap_mean([])
-
-
-# One mistake
-
-
-def test_showcase(make_evaluator, test_set):
-    sources, references, _ = test_set
-    evaluator = make_evaluator()
-    references = [references[0], references[4], *references[2:]]  # a mistake that the model is sure of
-    first_wrong = next(i for i in range(NUM_SENTENCES) if evaluator.before[i] != references[i])
-    record = showcase(evaluator, sources, references, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4)
-    assert (record["source"], record["target"]) == (sources[first_wrong], references[first_wrong])
-    assert record["bleu_before"] == evaluator.bleu
-    assert record["reference_index"] == first_wrong
-    changed = {change["index"]: change["after"] for change in record["changed"]}
-    before = evaluator.before[first_wrong]
-    assert (record["before"], record["after"]) == (before, changed.get(first_wrong, before))
-    assert record["num_steps"] > 0 and changed
-    others = {sources.index(other["source"]): other for other in record["others"]}
-    assert set(others) == set(changed) - {first_wrong}
-    for index, other in others.items():
-        expected = {"source": sources[index], "reference": references[index], "before": evaluator.before[index]}
-        assert other == {**expected, "after": changed[index]}
-    text = format_showcase(record)
-    for part in (record["source"], record["before"], record["target"], "l_e <= 0 reached in"):
-        assert part in text
-
-
-def test_showcase_without_a_mistake(make_evaluator, test_set):
-    evaluator = make_evaluator()
-    record = showcase(evaluator, test_set[0], evaluator.before, rmsprop(ALPHA), max_steps=STEPS)
-    assert record is None
-    assert "no mistake to edit" in format_showcase(record)
-
-
-def test_showcase_leaves_out_what_needs_no_edit(make_evaluator, test_set):
-    sources, references, _ = test_set
-    evaluator = make_evaluator()
-    # As if beam search had missed the likeliest translation of the first sentence, and all others were right.
-    best, second = evaluator.before[0], evaluator.before[1]
-    evaluator.before = ["missed", *evaluator.before[1:]]
-    right = [best, *evaluator.before[1:]]
-    assert showcase(evaluator, sources, right, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4) is None
-    wrong = [best, references[4], *evaluator.before[2:]]
-    assert wrong[1] != second
-    record = showcase(evaluator, sources, wrong, rmsprop(ALPHA), max_steps=STEPS, num_alternatives=4)
-    assert record["reference_index"] == 1 and record["loss_before"] > 0
-
-
-def test_showcase_text_shows_some_others():
-    other = {"source": "s", "before": "b", "after": "a", "reference": "r"}
-    record = {"source": "x", "before": "y", "target": "z", "after": "z", "success": False, "num_steps": 3}
-    record |= {"edit_seconds": 0.1, "bleu_before": 30.0, "bleu": 29.5, "others": [other] * 5}
-    text = format_showcase(record, max_others=2)
-    assert text.count("reference  r") == 2 and "and 3 more" in text
-    assert "l_e <= 0 NOT reached in 3 steps" in text and "30.00 -> 29.50" in text
-    assert "more in" not in format_showcase(record, max_others=5)
