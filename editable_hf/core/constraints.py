@@ -184,18 +184,19 @@ class _Rows:
 
     def __init__(self, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int]):
         labels, prefixes = constraint.labels[list(rows),], constraint.decoder_input_ids[list(rows),]
-        length = int((labels != IGNORE_INDEX).sum(1).max())
+        # Kept, because the rows are found again by the ids of these two.
+        self.made_from = (constraint, hidden)
+        length, source_mask = int((labels != IGNORE_INDEX).sum(1).max()), constraint.inputs["attention_mask"]
         if length == hidden.shape[1]:
-            # One more column of padding: `PrefixTrie` tells decoder states from encoder states by their length.
-            length += 1
-            labels = F.pad(labels, (0, 1), value=IGNORE_INDEX)
-            prefixes = F.pad(prefixes, (0, 1), value=int(prefixes[0, 0]))
+            # One more state that is masked: `PrefixTrie` tells decoder states from encoder states by their length,
+            # and the decoder may have no position to spare.
+            hidden, source_mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(source_mask, (0, 1))
         self.labels, self.prefixes = labels[:, :length], prefixes[:, :length]
         differs = (self.labels != self.labels[0]).any(0)
         self.common = int(differs.to(torch.uint8).argmax())
         self.inputs = {
             "encoder_outputs": (hidden.expand(len(labels), -1, -1),),
-            "attention_mask": constraint.inputs["attention_mask"].expand(len(labels), -1),
+            "attention_mask": source_mask.expand(len(labels), -1),
             "decoder_input_ids": self.prefixes,
             "use_cache": False,
         }

@@ -57,7 +57,7 @@ class FunctionalModel:
         # What was recorded without graph must not answer where gradient is to reach the rest of the model.
         attached = self.create_graph and torch.is_grad_enabled()
         # The recording keeps the inputs, so that no other object can get their ids.
-        key = (attached, *((name, id(value)) for name, value in inputs.items()))
+        key = (attached, *params, *((name, id(value)) for name, value in inputs.items()))
         if key in self._recordings:
             self._recordings.move_to_end(key)
             recording, frozen = self._recordings[key]

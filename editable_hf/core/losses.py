@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from editable_hf.core.constraints import IGNORE_INDEX
@@ -59,8 +58,10 @@ class _FusedKL(torch.autograd.Function):
         return divergence
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, None]:
+        # `once_differentiable` does not see that the derivative depends on the logits: it would pass for a constant.
+        if torch.is_grad_enabled():
+            raise RuntimeError("A KL term has no second derivative: differentiate it without `create_graph`.")
         if ctx.derivative is None:
             raise RuntimeError("The derivative of a KL term is used up by its first backward; compute the term again.")
         derivative, ctx.derivative = ctx.derivative, None

@@ -92,7 +92,7 @@ def head_from(model: nn.Module, start: int) -> Iterator[None]:
     head = model.get_output_embeddings()
 
     def narrow(layer: nn.Module, forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return forward(hidden[:, start:], *args, **kwargs)
+        return forward(hidden[:, start:] if hidden.dim() == 3 else hidden, *args, **kwargs)
 
     # Some models give one module for embedding and head; only a linear layer is surely the head.
     with intercepted([head] if isinstance(head, nn.Linear) else [], narrow):

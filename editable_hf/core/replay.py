@@ -38,7 +38,7 @@ class Recording:
     Use [`record`] to make one. The modules that answer are the outermost ones that completed before the moment. A
     call is left to run again, and its inner modules answer in its place, where an answer could be wrong: its output
     or its input was changed in place, it was given or gave something else than tensors and plain values (a cache,
-    say), or it ran under another grad mode than the model (reentrant checkpointing).
+    say), it ran under another grad mode than the model (reentrant checkpointing), or it holds a watched tensor.
 
     Args:
         model: The module that is called, unwrapped.
@@ -53,8 +53,12 @@ class Recording:
         self._open: list[_Call] = []
         self._reached = False
         self.entries: list[tuple[nn.Module, Any]] = []
-        self._stamps: list[tuple[Tensor, int]] = []
+        self._before_hooks: tuple[tuple, dict[str, Any]] | None = None
+        self._holders: set[nn.Module] = set()
+        self._stamps: list[tuple[Any, int | None]] = []
+        self._state: list[tuple[dict[str, Any], str, Tensor, int | None]] = []
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._intercepted: list[nn.Module] = []
 
     @property
     def answered(self) -> list[nn.Module]:
@@ -62,29 +66,42 @@ class Recording:
         return [module for module, output in self.entries if output is not _RUN]
 
     def _observe(self, module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        if self._reached:
+        if self._reached and module is not self.model:
             return forward(*args, **kwargs)
         if module is self.model:
             if self._open or self._root.inputs is not None:
                 raise ReplayError(f"{type(module).__name__} was called twice while one forward was recorded.")
             call = self._root
             call.grad_enabled = torch.is_grad_enabled()
+            self._holders = _holders(module, {id(tensor) for tensor in self._watched})
         elif not self._open:  # an inner module called by itself, outside the model's forward
             return forward(*args, **kwargs)
         else:
             call = _Call(module)
             self._open[-1].children.append(call)
-        call.inputs = (args, kwargs)
-        versions = _versions((args, kwargs))
+        # A replay goes through the model's own hooks again, so it needs what they were given.
+        call.inputs = self._before_hooks if call is self._root and self._before_hooks else (args, kwargs)
+        stamps = call.stamps = _stamps(call.inputs)
         self._open.append(call)
         try:
             output = forward(*args, **kwargs)
         finally:
             self._open.pop()
+        if not self._reached and module in self._holders:
+            # Its use was not seen (vmap, TorchScript, an extension), or it was not used this time (layerdrop).
+            call.children.clear()
+            self._reached = True
         same_mode = torch.is_grad_enabled() == self._root.grad_enabled
-        if not self._reached and same_mode and None not in versions and _versions(call.inputs) == versions:
-            call.output, call.versions = output, _versions(output)
+        call.completed = not self._reached
+        if call is not self._root and call.completed and same_mode and _untouched(call.inputs, stamps):
+            if not any(child.hooked for child in call.children):
+                call.output, call.stamps = output, _stamps(output)
+        call.hooked = bool(module._forward_hooks or module._forward_pre_hooks) or any(c.hooked for c in call.children)
         return output
+
+    def _called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._root.inputs is None:
+            self._before_hooks = (args, kwargs)
 
     def _used(self) -> None:
         if self._open:
@@ -93,15 +110,24 @@ class Recording:
     def _close(self) -> None:
         if self._root.inputs is None:
             raise ReplayError(f"{type(self.model).__name__} was not called while its forward was to be recorded.")
-        self.entries = list(_cut(self._root.children))
-        last = max((i for i, (_, output) in enumerate(self.entries) if output is not _RUN), default=-1)
-        self.entries = self.entries[: last + 1]
-        answers = [output for _, output in self.entries if output is not _RUN]
-        tensors = [leaf for leaf in tree_leaves((self._root.inputs, answers)) if isinstance(leaf, Tensor)]
-        weights = [t for module in set(self.answered) for t in (*module.parameters(), *module.buffers())]
-        self._stamps = [(tensor, tensor._version) for tensor in (*tensors, *weights)]
-        self._modes = [(module, module.training) for module in set(self.answered)]
+        calls = list(_cut(self._root.children))
+        last = max((i for i, (_, output) in enumerate(calls) if output is not _RUN), default=-1)
+        # The calls up to the one in which the moment came, so that a layer that was dropped before it is missed.
+        end = next((i for i, (call, _) in enumerate(calls) if i > last and not call.completed), len(calls) - 1)
+        self.entries = [(call.module, output) for call, output in calls[: end + 1]] if last >= 0 else []
+        inside = {inner for module in self.answered for inner in module.modules()}
+        self._state = [entry for module in inside for entry in _state(module)]
+        tensors = [*self._root.stamps, *(entry[2:] for entry in self._state)]
+        if any(version is None and isinstance(leaf, Tensor) for leaf, version in tensors):  # changes go unseen
+            self.entries, self._state, inside = [], [], set()
+        self._modes = [(module, module.training) for module in inside]
+        called = {module for module, _ in self.entries}
+        self._intercepted = [m for m in self.model.modules() if m in called or m not in inside] if called else []
+        self._stamps = [*self._root.stamps, *_stamps(self._answers())]
         self._root.children.clear()
+
+    def _answers(self) -> list[Any]:
+        return [output for _, output in self.entries if output is not _RUN]
 
     def replay(self, params: Mapping[str, Tensor]) -> Any:
         """The model's output for the recorded inputs with `params` in place of its own parameters.
@@ -120,7 +146,7 @@ class Recording:
 
         def answer(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
             nonlocal position
-            if position == len(self.entries):
+            if position == len(self.entries) or module is self.model:
                 return forward(*args, **kwargs)
             expected, output = self.entries[position]
             if module is not expected:
@@ -132,7 +158,7 @@ class Recording:
             return forward(*args, **kwargs) if output is _RUN else output
 
         args, kwargs = self._root.inputs
-        with intercepted({module for module, _ in self.entries}, answer):
+        with intercepted(self._intercepted, answer):
             output = functional_call(self.model, dict(params), args, kwargs)
         if position < len(self.entries):
             raise ReplayError(
@@ -142,8 +168,9 @@ class Recording:
         return output
 
     def _check_unchanged(self) -> None:
-        if any(tensor._version != version for tensor, version in self._stamps):
-            raise ReplayError("An input, a weight or an answer was changed in place since the forward was recorded.")
+        state = all(owner.get(name) is old and _version(old) == version for owner, name, old, version in self._state)
+        if not state or not _same(_stamps((self._root.inputs, self._answers())), self._stamps):
+            raise ReplayError("An input, a weight or an answer was changed since the forward was recorded.")
         if not self.mixed_modes and any(module.training != training for module, training in self._modes):
             raise ReplayError("The model was switched between train and eval mode since the forward was recorded.")
 
@@ -171,6 +198,8 @@ def record(
     recording = Recording(model, watched, mixed_modes)
     with ExitStack() as stack:
         stack.enter_context(intercepted(model.modules(), recording._observe))
+        hook = model.register_forward_pre_hook(recording._called, prepend=True, with_kwargs=True)
+        stack.callback(hook.remove)
         stack.enter_context(_Watch(recording, stop))
         try:
             yield recording
@@ -210,38 +239,73 @@ class _Watch(TorchFunctionMode):
 
 
 class _Call:
-    """One call of a module; `output` stays `_RUN` unless it may answer."""
+    """One call of a module.
 
-    __slots__ = ("children", "grad_enabled", "inputs", "module", "output", "versions")
+    `output` stays `_RUN` unless it may answer; `completed` says whether that was before the moment, `hooked` whether
+    this or an inner call has hooks. They would not run inside a module that answers, and Hugging Face collects
+    attention weights by hooks.
+    """
+
+    __slots__ = ("children", "completed", "grad_enabled", "hooked", "inputs", "module", "output", "stamps")
 
     def __init__(self, module: nn.Module):
         self.module, self.inputs, self.output = module, None, _RUN
+        self.completed = self.hooked = False
         self.children: list[_Call] = []
 
 
 _RUN = object()
 
 
-def _cut(calls: list[_Call]) -> Iterator[tuple[nn.Module, Any]]:
+def _cut(calls: list[_Call]) -> Iterator[tuple[_Call, Any]]:
     """The calls in order, without those inside one that answers."""
     for call in calls:
         # Versions again: a tensor may have been changed in place after its module returned it.
-        if call.output is not _RUN and None not in call.versions and _versions(call.output) == call.versions:
-            yield call.module, call.output
+        if call.output is not _RUN and _untouched(call.output, call.stamps):
+            yield call, call.output
         else:
-            yield call.module, _RUN
+            yield call, _RUN
             yield from _cut(call.children)
 
 
-def _versions(tree: Any) -> list[int | None]:
-    """How often each tensor was changed in place; `None` for anything whose changes would not be seen."""
-    return [_version(leaf) for leaf in tree_leaves(tree)]
+def _stamps(tree: Any) -> list[tuple[Any, int | None]]:
+    """The leaves and how often each was changed in place; `None` for anything whose changes would not be seen."""
+    return [(leaf, _version(leaf)) for leaf in tree_leaves(tree)]
+
+
+def _same(stamps: list[tuple[Any, int | None]], earlier: list[tuple[Any, int | None]]) -> bool:
+    # The leaves themselves too: a list or a dict may hold others than before.
+    pairs = zip(stamps, earlier, strict=False)
+    return len(stamps) == len(earlier) and all(new[0] is old[0] and new[1] == old[1] for new, old in pairs)
+
+
+def _untouched(tree: Any, stamps: list[tuple[Any, int | None]]) -> bool:
+    return all(version is not None for _, version in stamps) and _same(_stamps(tree), stamps)
 
 
 def _version(leaf: Any) -> int | None:
     if isinstance(leaf, Tensor):
         return None if leaf.is_inference() else leaf._version
     return 0 if isinstance(leaf, _PLAIN) else None
+
+
+def _state(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, int | None]]:
+    """The tensors that a module holds itself, each with the dict it is in: parameters, buffers, other attributes."""
+    owners = [module._parameters, module._buffers]
+    if not module._forward_pre_hooks:  # they run at a replay as well, and `torch.nn.utils.weight_norm` is one
+        owners.append(vars(module))
+    for owner in owners:
+        for name, value in owner.items():
+            if isinstance(value, Tensor):
+                yield owner, name, value, _version(value)
+
+
+def _holders(module: nn.Module, ids: set[int]) -> set[nn.Module]:
+    """The modules that hold one of the tensors, and those around them."""
+    found = set().union(*(_holders(child, ids) for child in module.children()))
+    if found or any(id(tensor) in ids for tensor in (*module._parameters.values(), *module._buffers.values())):
+        found.add(module)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def rmsprop_step(
@@ -44,8 +43,10 @@ class _RMSPropStep(torch.autograd.Function):
         return (grad * scale).mul_(-learning_rate), new
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_update, grad_new):
+        # `once_differentiable` does not see that the derivative depends on what was saved: it would pass for constant.
+        if torch.is_grad_enabled():
+            raise RuntimeError("`rmsprop_step` has no second derivative: differentiate it without `create_graph`.")
         grad, mean_square, scale, *_ = ctx.saved_tensors
         learning_rate, beta = ctx.values
         through = grad_update * scale  # d / d(-alpha * grad), elementwise
