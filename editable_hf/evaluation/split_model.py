@@ -16,6 +16,8 @@ from editable_hf.core.replay import intercepted, record
 from editable_hf.core.selection import last_decoder_layer, select_parameters
 from editable_hf.evaluation.beam_pool import BeamPool
 
+_DENSE = 0.85  # with fewer of an attention's places taken, only those taken are projected
+
 Replicas = Mapping[nn.Module, Sequence[nn.Module]]
 
 
@@ -118,11 +120,20 @@ class SplitModel:
         def unfold(output: Tensor) -> Tensor:
             return output.flatten(0, 1).index_select(0, slots)[:, None]
 
+        def project(module: nn.Module, linear_forward: Callable, inputs: Tensor) -> Tensor:
+            output = linear_forward(inputs.flatten(0, 1).index_select(0, slots))
+            filled = output.new_zeros((sentences * width, output.shape[-1]))
+            return filled.index_copy_(0, slots, output).view(sentences, width, -1)
+
         def stop(module: nn.Module, layer_forward: Callable, *args: Any, **kwargs: Any) -> None:
             raise _Reached(layer_forward(*args, **kwargs))
 
         attend = _attend(fold, unfold, source, mask)
         handlers = {module: attend for pair in self._attentions[: self.num_kept] for module in pair}
+        # In the first step, keys and values of the whole source are projected too; there are no empty places then.
+        if pool.length > 0 and len(slots) < _DENSE * sentences * width:
+            inner = [module for attention in handlers for module in attention.modules()]
+            handlers |= {module: project for module in inner if isinstance(module, nn.Linear)}
         handlers[self._layers[self.num_kept - 1]] = stop
         try:
             _decode(forward, tokens, pool, source, handlers)

@@ -1,0 +1,151 @@
+"""A training run is the same with and without replays."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback, logging
+
+from editable_hf.training import locality
+
+PLAIN = {"replay": False, "reuse_base_forward": False}
+NUM_STEPS = 20
+
+
+class Recorder(TrainerCallback):
+    """Copies every gradient just before each optimiser step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.fixture
+def run(make_trainer, encoded_pairs):
+    """Trains a copy of the model; losses and gradients of every step."""
+
+    def train(model, **options):
+        recorder = Recorder()
+        defaults = {
+            "max_steps": NUM_STEPS,
+            "per_device_train_batch_size": 3,
+            "learning_rate": 1e-4,
+            "edit_learning_rate": 1e-3,
+            "learn_edit_learning_rate": True,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            "optim": "sgd",  # Adam's first steps are signs, and a gradient of rounding has one too
+        }
+        trainer = make_trainer(
+            copy.deepcopy(model),
+            train_dataset=encoded_pairs.select(range(12)),
+            callbacks=[recorder],
+            **{**defaults, **options},
+        )
+        trainer.model.editor.to(next(model.parameters()).dtype)
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        assert len(logs) == len(recorder.steps) == options.get("max_steps", NUM_STEPS)
+        return logs, recorder.steps
+
+    return train
+
+
+TERMS = ("loss", "base_loss", "edit_loss", "locality_loss", "edit_num_steps", "editor/beta")
+
+
+def assert_same_run(ours, expected, tolerance):
+    for step, (log, wanted) in enumerate(zip(ours[0], expected[0], strict=True)):
+        for key in TERMS:
+            assert log[key] == pytest.approx(wanted[key], rel=tolerance, abs=tolerance), (step, key)
+    for step, (grads, wanted) in enumerate(zip(ours[1], expected[1], strict=True)):
+        assert grads.keys() == wanted.keys()
+        scale = torch.stack([grad.norm() for grad in wanted.values()]).norm()
+        for name, grad in wanted.items():
+            error = ((grads[name] - grad).norm() / scale).item()
+            assert error <= tolerance, (step, name, error)
+    logs = expected[0]
+    assert sum(log["edit_num_steps"] > 0 for log in logs) > len(logs) / 2
+    assert sum(log["locality_loss"] > 0 for log in logs) > len(logs) / 2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_run_is_that_without_replay(run, trained_marian, dtype, tolerance):
+    model = trained_marian.to(dtype)
+    expected = run(model, **PLAIN)
+    assert_same_run(run(model, reuse_base_forward=False), expected, tolerance)
+    assert_same_run(run(model), expected, tolerance)  # without dropout, reused activations are those of eval mode
+
+
+@pytest.mark.parametrize("layers", [["encoder.layers.0"], ["decoder.layers.0.fc2", "decoder.layers.1"], ["*"]])
+def test_other_layers(run, trained_marian, layers):
+    options = {"edit_layers": layers, "max_steps": 4, "edits_per_step": 2, "gradient_accumulation_steps": 2}
+    expected = run(trained_marian, **options, **PLAIN)
+    assert_same_run(run(trained_marian, **options), expected, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(run, trained_marian, use_reentrant):
+    trained_marian.enable_input_require_grads()
+    expected = run(trained_marian, max_steps=4, **PLAIN)
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    assert_same_run(run(trained_marian, max_steps=4, **options), expected, 1e-9)
+
+
+class DropEveryOther:
+    """`torch.rand` for layerdrop: layers are dropped in turn, so that every case comes up in a few steps."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return torch.tensor(0.0 if self.calls % 3 == 0 else 1.0)
+
+
+def test_dropped_layers_make_a_second_forward(run, trained_marian, transformers_log, monkeypatch):
+    """The locality term then compares in eval mode, with every layer, as without replay."""
+    decoder = trained_marian.model.decoder
+    assert decoder.layerdrop == 0
+    decoder.layerdrop = trained_marian.config.decoder_layerdrop = 0.5
+    logging.warning_once.cache_clear()
+    runs = []
+    for options in (PLAIN, {"reuse_base_forward": False}, {}):
+        monkeypatch.setattr("transformers.models.marian.modeling_marian.torch.rand", DropEveryOther())
+        with transformers_log() as messages:
+            runs.append(run(trained_marian, max_steps=6, **options))
+        warned = [message for message in messages if "The locality term needs a second forward" in message]
+        assert len(warned) == (options == {})
+    assert_same_run(runs[1], runs[0], 1e-10)
+    assert_same_run(runs[2], runs[0], 1e-10)
+
+
+def test_model_is_recorded_within_the_wrapped_forward(run, trained_marian, monkeypatch):
+    """Mixed precision patches `forward` on the instance; the run is the same with and without replay."""
+    counted = []
+    original = locality.Recording.replay
+
+    def counting(self, params):
+        counted.append(len(self.answered))
+        return original(self, params)
+
+    monkeypatch.setattr(locality.Recording, "replay", counting)
+    model = trained_marian.float()
+    expected = run(model, max_steps=3, bf16=True, **PLAIN)
+    assert not counted
+    ours = run(model, max_steps=3, bf16=True)
+    assert counted and all(counted)
+    for log, wanted in zip(ours[0], expected[0], strict=True):
+        assert log["loss"] == pytest.approx(wanted["loss"], rel=0.02)
+        assert log["locality_loss"] == pytest.approx(wanted["locality_loss"], rel=0.1, abs=0.02)
+
+
+def test_model_keeps_its_modules_as_they_were(run, trained_marian):
+    assert isinstance(trained_marian, nn.Module)
+    run(trained_marian, max_steps=1)
+    assert not [module for module in trained_marian.modules() if "forward" in vars(module)]
+    assert not trained_marian._forward_pre_hooks
