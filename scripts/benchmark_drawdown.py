@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--num_edits", type=int, default=20, help="edits that the memo serves")
     parser.add_argument("--num_compared", type=int, default=3, help="edits that `generate` is compared and timed on")
-    parser.add_argument("--num_sentences", type=int, default=64, help="test sentences translated after each edit")
+    parser.add_argument("--num_sentences", type=int, default=32, help="test sentences translated after each edit")
     parser.add_argument("--num_beams", type=int, default=5, help="beam size")
     parser.add_argument("--train_steps", type=int, default=120, help="steps of a model that is trained here")
     parser.add_argument("--sizes", nargs=2, default=["small", "iwslt_de_en"], help="of the models trained here")

@@ -52,7 +52,9 @@ def assert_flat(run, count, start=20):
     run(start)  # what is made once and kept: compiled patterns, caches of transformers
     before, memory = live_objects(), resident_bytes()
     run(count)
-    assert live_objects() == before
+    tensors, objects = live_objects()
+    # Other libraries drop and make an object now and then; one kept by every edit would be `count` of them.
+    assert tensors - before[0] < count / 10 and objects - before[1] < count / 10
     # The smallest recording of these models takes some 50 kB.
     assert resident_bytes() - memory < 4e6 + 10e3 * count
 

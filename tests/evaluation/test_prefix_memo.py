@@ -131,14 +131,12 @@ def test_equals_generate(trained_marian, bart, tokenizer, sources, num_beams, ki
     ],
 )
 def test_parts_of_layers(bart, tokenizer, sources, layers, num_kept):
-    memo = check(bart, tokenizer, sources, layers)
-    assert memo.split.num_kept == num_kept
+    assert check(bart, tokenizer, sources, layers).split.num_kept == num_kept
 
 
 def test_head_alone(bart, tokenizer, sources):
     bart.lm_head.weight = torch.nn.Parameter(bart.lm_head.weight.detach().clone())  # no longer the embedding
-    memo = check(bart, tokenizer, sources, "lm_head")
-    assert memo.split.num_kept == 3
+    assert check(bart, tokenizer, sources, "lm_head").split.num_kept == 3
 
 
 @pytest.mark.parametrize(
@@ -181,7 +179,7 @@ def test_little_memory(trained_marian, tokenizer, sources):
     assert ample.statistics.peak_nodes > little.statistics.peak_nodes
 
 
-@pytest.mark.parametrize("together", [1, 2, 4])
+@pytest.mark.parametrize("together", [1, 4])
 def test_equal_edits_are_computed_once(bart, tokenizer, sources, together):
     translator = translator_of_tokens(bart, tokenizer, sources)
     edit = perturb(bart, LAST, (0.3,))
@@ -206,10 +204,10 @@ def test_statistics_count_what_was_computed(bart, tokenizer, sources):
     assert MemoStatistics().hit_rate == 0
 
 
-@pytest.mark.parametrize("options", [{"gigabytes": 0}, {"edits_together": 0}])
-def test_wrong_options(bart, tokenizer, sources, options):
-    with pytest.raises(ValueError, match="`gigabytes` must be above 0 and `edits_together` at least 1"):
-        MemoTranslator(translator_of_tokens(bart, tokenizer, sources), LAST, **options)
+def test_wrong_options(bart, tokenizer, sources):
+    for options in ({"gigabytes": 0}, {"edits_together": 0}):
+        with pytest.raises(ValueError, match="`gigabytes` must be above 0 and `edits_together` at least 1"):
+            MemoTranslator(translator_of_tokens(bart, tokenizer, sources), LAST, **options)
 
 
 def test_nothing_to_do(bart, tokenizer, sources):
@@ -226,6 +224,7 @@ def snapshot(model):
 
 
 def assert_unchanged(model, state):
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -239,7 +238,6 @@ def test_model_is_unchanged(trained_marian, tokenizer, sources):
     expected = stock(translator, edits)
     trained_marian.train()
     assert MemoTranslator(translator, LAST)(edits) == expected
-    assert trained_marian.training
     assert_unchanged(trained_marian, state)
 
 
@@ -260,7 +258,6 @@ def test_model_is_unchanged_after_an_error(trained_marian, tokenizer, sources, p
     with pytest.raises(ConnectionError, match="interrupted"):
         memo(edits)
     hook.remove()
-    assert trained_marian.training
     assert_unchanged(trained_marian, state)
     assert memo(edits) == expected
 

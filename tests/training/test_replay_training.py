@@ -57,7 +57,7 @@ def run(make_trainer, encoded_pairs):
 TERMS = ("loss", "base_loss", "edit_loss", "locality_loss", "edit_num_steps", "editor/beta")
 
 
-def assert_same_run(ours, expected, tolerance):
+def assert_same_run(ours, expected, tolerance, gradient_tolerance=None):
     for step, (log, wanted) in enumerate(zip(ours[0], expected[0], strict=True)):
         for key in TERMS:
             assert log[key] == pytest.approx(wanted[key], rel=tolerance, abs=tolerance), (step, key)
@@ -66,23 +66,30 @@ def assert_same_run(ours, expected, tolerance):
         scale = torch.stack([grad.norm() for grad in wanted.values()]).norm()
         for name, grad in wanted.items():
             error = ((grads[name] - grad).norm() / scale).item()
-            assert error <= tolerance, (step, name, error)
+            assert error <= (gradient_tolerance or tolerance), (step, name, error)
     logs = expected[0]
     assert sum(log["edit_num_steps"] > 0 for log in logs) > len(logs) / 2
     assert sum(log["locality_loss"] > 0 for log in logs) > len(logs) / 2
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_run_is_that_without_replay(run, trained_marian, dtype, tolerance):
-    model = trained_marian.to(dtype)
-    expected = run(model, **PLAIN)
-    assert_same_run(run(model, reuse_base_forward=False), expected, tolerance)
-    assert_same_run(run(model), expected, tolerance)  # without dropout, reused activations are those of eval mode
+def test_run_is_that_without_replay(run, trained_marian):
+    expected = run(trained_marian, **PLAIN)
+    assert_same_run(run(trained_marian, reuse_base_forward=False), expected, 1e-10)
+    # Without dropout, reused activations are those of eval mode.
+    assert_same_run(run(trained_marian), expected, 1e-10)
+
+
+def test_run_in_single_precision_is_that_without_replay(run, trained_marian):
+    model = trained_marian.float()
+    # Twenty updates build on each other: the last gradients differ by some 1e-5, the first by 1e-7.
+    ours, expected = run(model), run(model, **PLAIN)
+    assert_same_run(ours, expected, 1e-5, gradient_tolerance=5e-5)
+    assert_same_run(*([part[:3] for part in each] for each in (ours, expected)), 1e-6)
 
 
 @pytest.mark.parametrize("layers", [["encoder.layers.0"], ["decoder.layers.0.fc2", "decoder.layers.1"], ["*"]])
 def test_other_layers(run, trained_marian, layers):
-    options = {"edit_layers": layers, "max_steps": 4, "edits_per_step": 2, "gradient_accumulation_steps": 2}
+    options = {"edit_layers": layers, "max_steps": 2, "edits_per_step": 2}
     expected = run(trained_marian, **options, **PLAIN)
     assert_same_run(run(trained_marian, **options), expected, 1e-9)
 
@@ -91,9 +98,9 @@ def test_other_layers(run, trained_marian, layers):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(run, trained_marian, use_reentrant):
     trained_marian.enable_input_require_grads()
-    expected = run(trained_marian, max_steps=4, **PLAIN)
-    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
-    assert_same_run(run(trained_marian, max_steps=4, **options), expected, 1e-9)
+    expected = run(trained_marian, max_steps=3, **PLAIN)
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    assert_same_run(run(trained_marian, max_steps=3, **options), expected, 1e-9)
 
 
 class DropEveryOther:
