@@ -17,8 +17,8 @@ from editable_hf.analysis.plots import plot_drawdowns, plots_available
 from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.report import write_results
 from editable_hf.evaluation.showcase import showcase
 from editable_hf.models import iwslt_transformer_config

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 LAST_DECODER_LAYER = "last_decoder_layer"
+
+# The six parts of section 4.1 by the modules they consist of, for each kind of network: Hugging Face's ResNet,
+# the CIFAR ResNets (torchvision's names, too) and DenseNet. A model is of the kind whose stem it has, at any depth.
+_KINDS = (
+    {"stem": ("resnet.embedder",), "chain": ("resnet.encoder.stages.{previous}",), "head": ("classifier",)},
+    {"stem": ("conv1", "bn1"), "chain": ("layer{number}",), "head": ("linear", "fc")},
+    {
+        "stem": ("features.conv0", "features.norm0"),
+        "chain": ("features.denseblock{number}", "features.transition{number}"),
+        "head": ("features.norm5", "classifier"),
+    },
+)
+_CHAIN = re.compile(r"chain([1-9])")
 
 
 def last_decoder_layer(model: nn.Module) -> str:
@@ -34,7 +48,8 @@ def select_parameters(model: nn.Module, layers: str | Iterable[str]) -> dict[str
 
     Each entry of `layers` is one of: the qualified name of a parameter or a module (all parameters below it); a
     suffix of such a name at a dot (`layers.5` for `model.decoder.layers.5`), which must fit one name only; a pattern
-    with `*` over parameter names; or `last_decoder_layer`. `*` alone selects the whole model.
+    with `*` over parameter names; `last_decoder_layer`; or a part of a ResNet or DenseNet: `stem`, `chain1` to
+    `chain4`, `head`, and `extra` for the extra block of section 4.3. `*` and `all` select the whole model.
 
     Args:
         model: Any module. Parameters that do not require grad can be selected too. A tied parameter appears once,
@@ -53,8 +68,60 @@ def select_parameters(model: nn.Module, layers: str | Iterable[str]) -> dict[str
         raise ValueError("`layers` is empty: name at least one layer to edit, e.g. 'last_decoder_layer'.")
     selected: set[str] = set()
     for entry in entries:
-        selected |= _match(model, parameters, last_decoder_layer(model) if entry == LAST_DECODER_LAYER else entry)
+        selected |= _select(model, parameters, entry)
     return {name: parameter for name, parameter in parameters.items() if name in selected}
+
+
+def _select(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[str]:
+    """Names of the parameters that one entry stands for."""
+    modules = [name for name, _ in model.named_modules()]
+    if entry in parameters or entry in modules:
+        return _match(model, parameters, entry)
+    if entry == LAST_DECODER_LAYER:
+        return _match(model, parameters, last_decoder_layer(model))
+    if entry == "all":
+        return set(parameters)
+    if entry in ("stem", "head") or _CHAIN.fullmatch(entry):
+        return {name for name in parameters if _is_below(name, _part(model, modules, entry)) and not _in_extra(name)}
+    return _match(model, parameters, entry)
+
+
+def _part(model: nn.Module, modules: list[str], part: str) -> list[str]:
+    """Names of the modules that a named part consists of."""
+
+    def present(templates: tuple[str, ...], number: int = 0) -> list[str]:
+        names = (_outermost(modules, each.format(number=number, previous=number - 1)) for each in templates)
+        return [name for name in names if name is not None]
+
+    for kind in _KINDS:
+        if len(present(kind["stem"])) < len(kind["stem"]):
+            continue
+        if part in ("stem", "head"):
+            return present(kind[part])
+        found = present(kind["chain"], int(part[-1]))
+        if found:
+            return found
+        number = next(count for count in range(1, 10) if not present(kind["chain"], count)) - 1
+        raise ValueError(f"{type(model).__name__} has no {part!r}; its chains are chain1 to chain{number}.")
+    raise ValueError(
+        f"{type(model).__name__} is no ResNet or DenseNet, so {part!r} means nothing for it; name the layers to edit "
+        "by their qualified names."
+    )
+
+
+def _outermost(modules: list[str], name: str) -> str | None:
+    """The module that ends in `name`; of several (blocks have a `conv1`, too) the outermost."""
+    found = [each for each in modules if each == name or each.endswith(f".{name}")]
+    return min(found, key=lambda each: each.count("."), default=None)
+
+
+def _is_below(name: str, modules: list[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _in_extra(name: str) -> bool:
+    # The extra block stands where the classifier stood, around it, and is a part of its own.
+    return "extra" in name.split(".")
 
 
 def _match(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[str]:

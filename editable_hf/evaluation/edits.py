@@ -1,132 +1,70 @@
-"""What edits do: drawdown, success rate and number of steps (sections 4.1 and 4.4)."""
+"""What edits do: drawdown, success rate and number of steps (sections 4.1 and 4.4), for any kind of model."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.editing import EditResult, edit, edited
-from editable_hf.core.editors import Editor, Params
-from editable_hf.core.selection import select_parameters
-from editable_hf.data.moses import MosesPreprocessor
-from editable_hf.data.requests import request_constraint
-from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.core.editors import Editor
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.memo_translator import MemoTranslator
-from editable_hf.evaluation.split_model import MemoUnavailable
-from editable_hf.evaluation.translator import Translator
 
-logger = logging.getLogger(__name__)
+Request = Mapping[str, Any]
+Record = dict[str, Any]
 
 
-class BleuDrawdownEvaluator:
-    """Measures edits of one translation model over one test set.
+class EditEvaluator(ABC):
+    """Measures edits of one model over one test set: each by itself, from the unedited model.
 
-    The unedited model is scored once; after each edit every test sentence is translated again, and BLEU is computed
-    from the sentence statistics, so that it equals sacrebleu's corpus score of the edited model.
+    A subclass says how a group of edits is measured and which values of a record its table shows.
 
-    Args:
-        model: The model to edit; it is left as it was.
-        tokenizer: Its tokenizer.
-        sources: Test sentences as the model sees them.
-        references: Their references, Moses-tokenised.
-        reference_texts: Their references as ordinary text, for detokenised BLEU.
-        target_lang: Language of the references.
-        raw_text: The model writes plain text: `bleu` is then the same as `bleu_detok`.
-        layers: What an edit may move.
-        num_beams: Beam size.
-        batch_size: Sentences decoded together.
-        memo_gigabytes: Memory for what edits have in common (see [`MemoTranslator`]), and as much again for the
-            parameters of the edits that are measured together. `None` runs `generate` after each edit. So does, with a
-            warning, a model or a choice of layers that the memo does not serve.
+    Attributes:
+        request_keys: Entries of a request that tell it from others; every record repeats them.
+        group_size: Edits that are measured together.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        sources: Sequence[str],
-        references: Sequence[str],
-        reference_texts: Sequence[str],
-        *,
-        target_lang: str = "en",
-        raw_text: bool = False,
-        layers: str | Iterable[str] = "last_decoder_layer",
-        num_beams: int = 5,
-        batch_size: int = 64,
-        memo_gigabytes: float | None = 2.0,
-    ):
-        self.model, self.tokenizer = model, tokenizer
-        self.layers = list(select_parameters(model, layers))
-        in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
-        own = dict(model.named_parameters())
-        self._options = {
-            "num_beams": num_beams,
-            "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
-        }
-        self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
-        self._memo = None if memo_gigabytes is None else self._build_memo(memo_gigabytes)
-        self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
-        self._texts = CorpusBleu(reference_texts, tokenize="13a")
-        detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
-        self._detokenize = lru_cache(maxsize=None)(detokenize)
-        self.before = self._translator(progress="unedited model")
-        self.bleu, self.bleu_detok = self._score(self.before)
-        self.num_sentences = len(self.before)
+    request_keys: tuple[str, ...]
+    group_size: int = 1
 
-    def _build_memo(self, gigabytes: float) -> MemoTranslator | None:
-        try:
-            return MemoTranslator(self._translator, self.layers, gigabytes=gigabytes)
-        except MemoUnavailable as reason:
-            logger.warning("Each edit is measured with `generate`, without a prefix memo: %s.", reason)
-            return None
+    @abstractmethod
+    def _measure(
+        self, requests: Sequence[Request], editor: Editor, max_steps: int, progress: str | None, **options: Any
+    ) -> list[Record]:
+        """The records of a group of edits that are measured together."""
 
-    @property
-    def memo_statistics(self) -> dict[str, float] | None:
-        """Hit rate and size of the prefix memo over all edits measured so far, see [`MemoStatistics`]."""
-        return None if self._memo is None else self._memo.statistics.as_dict()
-
-    def _score(self, translations: Sequence[str]) -> tuple[float, float]:
-        # Both remember the sentences they have seen, so only the translations that an edit changed cost anything.
-        tokens = self._tokens.sentence_statistics(translations)
-        texts = self._texts.sentence_statistics([self._detokenize(text) for text in translations])
-        return self._tokens.score(tokens), self._texts.score(texts)
+    @abstractmethod
+    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+        """The values of each column of the table, one for each edit."""
 
     def evaluate(
         self,
-        requests: Iterable[Mapping[str, Any]],
+        requests: Iterable[Request],
         editor: Editor,
         *,
         max_steps: int = 10,
-        length_penalty: float = 0.0,
         path: Path | None = None,
         progress: str | None = "edits",
-    ) -> list[dict[str, Any]]:
+        **options: Any,
+    ) -> list[Record]:
         """Applies each request by itself to the unedited model and measures what changed.
 
         Args:
             requests: Rows of an edit-request dataset.
             editor: How to edit.
             max_steps: k in Eq. 1.
-            length_penalty: Exponent of the length normalisation in `l_e`.
             path: JSONL file that gets one line for each edit, as soon as those measured together with it are done;
                 edits it holds already are not repeated.
             progress: Title of the progress bar, none if `None`.
+            options: Of the constraint; see the class.
 
         Returns:
-            One record for each request: the request (`id`, `source`, `target`), the translation `before` and `after`
-            of its source, `success` (`l_e <= 0`), `verified` (beam search on the edited model gives the target),
-            `num_steps`, `loss_before` and `loss_after` (nats), `bleu` and `bleu_detok` of the edited model (0-100),
-            `num_changed` and `changed` (index and new translation of each test sentence that changed), `edit_seconds`.
+            One record for each request, see the class. All have the request's own `request_keys`, `success`
+            (`l_e <= 0`), `num_steps`, `loss_before` and `loss_after` (nats), `num_changed` and `edit_seconds`.
 
         Raises:
             ValueError: If `path` holds edits of other requests.
@@ -134,17 +72,17 @@ class BleuDrawdownEvaluator:
         requests = list(requests)
         records = read_records(path)[: len(requests)] if path is not None else []
         for record, request in zip(records, requests, strict=False):
-            if any(record[key] != request[key] for key in ("id", "source", "target")):
+            ours, theirs = ([each[key] for key in self.request_keys] for each in (request, record))
+            if ours != theirs:
                 raise ValueError(
-                    f"{path} holds the edit of {record['source']!r} where that of {request['source']!r} is due: it is "
-                    "of other requests. Move it away, or give another path."
+                    f"{path} holds the edit of {theirs} where that of {ours} is due ({', '.join(self.request_keys)}): it is of "
+                    "other requests. Move it away, or give another path."
                 )
         due = requests[len(records) :]
-        size = 1 if self._memo is None else self._memo.group_size
         with tqdm(total=len(due), desc=progress, disable=progress is None, unit="edit") as bar:
-            for start in range(0, len(due), size):
-                group = due[start : start + size]
-                new = self._measure(group, editor, max_steps, length_penalty, None if progress is None else "batches")
+            for start in range(0, len(due), self.group_size):
+                group = due[start : start + self.group_size]
+                new = self._measure(group, editor, max_steps, None if progress is None else "batches", **options)
                 records += new
                 if path is not None:
                     with path.open("a", encoding="utf-8") as file:
@@ -152,103 +90,31 @@ class BleuDrawdownEvaluator:
                 bar.update(len(group))
         return records
 
-    def _measure(
-        self,
-        requests: Sequence[Mapping[str, Any]],
-        editor: Editor,
-        max_steps: int,
-        length_penalty: float,
-        progress: str | None,
-    ) -> list[dict[str, Any]]:
-        """The records of a group of edits that are measured together."""
-        results, seconds = [], []
-        for request in requests:
-            start = time.perf_counter()
-            constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
-            results.append(edit(self.model, constraint, editor, self.layers, max_steps))
-            seconds.append(time.perf_counter() - start)
-        moved = [result.params for result in results if result.num_steps > 0]
-        outputs = iter(self._translate(moved, progress))
-        return [
-            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, edit_seconds)
-            for request, result, edit_seconds in zip(requests, results, seconds, strict=True)
-        ]
-
-    def _translate(self, edits: Sequence[Params], progress: str | None) -> list[list[str]]:
-        """The test set's translations after each edit."""
-        if self._memo is not None:
-            return self._memo(edits, progress)
-        outputs = []
-        for params in edits:
-            with edited(self.model, params):
-                outputs.append(self._translator())
-        return outputs
-
-    def _record(
-        self, request: Mapping[str, Any], result: EditResult, translations: Sequence[str], seconds: float
-    ) -> dict[str, Any]:
-        own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
-        (before,) = own()
-        with edited(self.model, result):
-            (after,) = own()
-        changed = [index for index, text in enumerate(translations) if text != self.before[index]]
-        bleu, bleu_detok = self._score(translations)
-        return {
-            **{key: request[key] for key in ("id", "source", "target")},
-            "before": before,
-            "after": after,
-            "success": result.success,
-            "verified": after == request["target"],
-            "num_steps": result.num_steps,
-            "loss_before": result.history[0],
-            "loss_after": result.history[-1],
-            "bleu": bleu,
-            "bleu_detok": bleu_detok,
-            "num_changed": len(changed),
-            "changed": [{"index": index, "after": translations[index]} for index in changed],
-            "edit_seconds": seconds,
-        }
-
-    def summarize(self, name: str, records: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
-        """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
-
-        Args:
-            name: Name of the row.
-            records: What `evaluate` returned.
-            extra: Further entries of the row.
-
-        Returns:
-            `bleu`, `bleu_detok`, `bleu_drawdown` (mean absolute difference to the unedited model, BLEU points),
-            `bleu_drawdown_signed` (mean of before - after), `bleu_drawdown_moved` (mean over the edits that took a
-            step), `success_rate` and `verified_rate` (fractions),
-            `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed`
-            (mean fraction of test sentences), `edit_seconds`; intervals under `intervals`.
-        """
-        differences = [self.bleu - record["bleu"] for record in records]
-        values = {
-            "bleu_drawdown": [abs(value) for value in differences],
-            "bleu_drawdown_signed": differences,
-            "bleu_detok_drawdown": [abs(self.bleu_detok - record["bleu_detok"]) for record in records],
+    def _summary(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+        """A row with the mean and the 95% bootstrap interval over the edits of each column."""
+        columns = self._columns(records)
+        columns |= {
             "success_rate": [record["success"] for record in records],
-            "verified_rate": [record["verified"] for record in records],
             "num_steps": [record["num_steps"] for record in records],
-            "outputs_changed": [record["num_changed"] / self.num_sentences for record in records],
             "already_satisfied": [record["num_steps"] == 0 for record in records],
             "edit_seconds": [record["edit_seconds"] for record in records],
         }
-        intervals = {key: bootstrap_mean(column) for key, column in values.items()}
+        intervals = {key: bootstrap_mean(column) for key, column in columns.items()}
         return {
             "name": name,
-            "bleu": self.bleu,
-            "bleu_detok": self.bleu_detok,
-            # The paper's mean keeps the edits that held from the start; this one leaves them out.
-            "bleu_drawdown_moved": sum(values["bleu_drawdown"]) / max(1, sum(r["num_steps"] > 0 for r in records)),
             **{key: interval.mean for key, interval in intervals.items()},
             "num_edits": len(records),
-            "num_sentences": self.num_sentences,
             "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
             **extra,
         }
+
+
+def mean_of_moved(column: Sequence[float], records: Sequence[Request]) -> float:
+    """Mean over the edits that took a step; an edit that held from the start has 0 in `column`.
+
+    The paper's means keep those edits in.
+    """
+    return sum(column) / max(1, sum(record["num_steps"] > 0 for record in records))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from editable_hf.core.editing import edit
 from editable_hf.core.editors import Editor
 from editable_hf.data.requests import NoEditRequestsError, make_edit_requests, request_constraint
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.models.beam_search import longest_decodable
 
 _MAX_TRIES = 20

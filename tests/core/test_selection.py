@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from editable_hf.core import select_parameters
 from editable_hf.core.selection import last_decoder_layer
@@ -110,3 +111,58 @@ def test_selection_changes_nothing(classifier):
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     select_parameters(classifier, "*")
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
+def resnet(depths=(1, 1, 1, 1)):
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[4] * len(depths), depths=list(depths), layer_type="basic", num_labels=3
+    )
+    return ResNetForImageClassification(config)
+
+
+def test_parts_of_a_resnet():
+    model = resnet()
+    assert list(select_parameters(model, "stem")) == under(model, "resnet.embedder.")
+    for number in range(4):
+        assert list(select_parameters(model, f"chain{number + 1}")) == under(model, f"resnet.encoder.stages.{number}.")
+    assert list(select_parameters(model, "head")) == under(model, "classifier.")
+    everything = [name for name, _ in model.named_parameters()]
+    assert list(select_parameters(model, ["stem", "chain1", "chain2", "chain3", "chain4", "head"])) == everything
+    assert list(select_parameters(model, "all")) == everything
+
+
+def test_part_that_a_resnet_does_not_have():
+    with pytest.raises(ValueError, match="has no 'chain4'; its chains are chain1 to chain3"):
+        select_parameters(resnet((1, 1, 1)), "chain4")
+
+
+def test_part_of_another_model(marian):
+    with pytest.raises(ValueError, match="is no ResNet or DenseNet, so 'chain3' means nothing for it"):
+        select_parameters(marian, "chain3")
+
+
+def network(*names, **children):
+    return nn.ModuleDict({**{name: nn.Linear(1, 1) for name in names}, **children})
+
+
+def test_parts_of_a_cifar_resnet():
+    model = network(backbone=network("conv1", "bn1", "linear", layer1=network("conv1", "bn1")))
+    assert list(select_parameters(model, "stem")) == under(model, "backbone.conv1.", "backbone.bn1.")
+    assert list(select_parameters(model, "chain1")) == under(model, "backbone.layer1.")
+    assert list(select_parameters(model, "head")) == under(model, "backbone.linear.")
+
+
+def test_parts_of_a_densenet():
+    names = ["conv0", "norm0", "denseblock1", "transition1", "denseblock2", "norm5"]
+    model = network("classifier", features=network(*names))
+    assert list(select_parameters(model, "stem")) == under(model, "features.conv0.", "features.norm0.")
+    assert list(select_parameters(model, "chain1")) == under(model, "features.denseblock1.", "features.transition1.")
+    assert list(select_parameters(model, "chain2")) == under(model, "features.denseblock2.")
+    assert set(select_parameters(model, "head")) == set(under(model, "features.norm5.", "classifier."))
+
+
+def test_extra_block_is_no_part_of_the_head():
+    model = resnet()
+    model.classifier = nn.ModuleDict({"extra": nn.Linear(4, 4), "linear": nn.Linear(4, 3)})
+    assert list(select_parameters(model, "head")) == under(model, "classifier.linear.")
+    assert list(select_parameters(model, "extra")) == under(model, "classifier.extra.")

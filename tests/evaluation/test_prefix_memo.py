@@ -11,7 +11,7 @@ from transformers import BartForConditionalGeneration, T5ForConditionalGeneratio
 from editable_hf import make_edit_requests, rmsprop
 from editable_hf.core.editing import edited
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.memo_translator import MemoTranslator
 from editable_hf.evaluation.prefix_memo import FinishedSentences, MemoStatistics
 from editable_hf.evaluation.split_model import MemoUnavailable

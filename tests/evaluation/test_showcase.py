@@ -4,7 +4,7 @@ import pytest
 
 from editable_hf import rmsprop
 from editable_hf.evaluation import showcase as showcase_module
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.showcase import format_showcase, showcase
 
 ALPHA, STEPS = 5e-3, 4

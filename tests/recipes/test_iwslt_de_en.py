@@ -116,9 +116,9 @@ def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, 
 
     measured = []
 
-    def measure_one(self, requests, *args):
+    def measure_one(self, requests, *args, **options):
         measured.append(requests[0]["id"])
-        return killed("evaluation")() if len(measured) == 2 else measure(self, requests, *args)
+        return killed("evaluation")() if len(measured) == 2 else measure(self, requests, *args, **options)
 
     for target, name, patch in (
         (trainer, "training_step", step_until_two),

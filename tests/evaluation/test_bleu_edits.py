@@ -11,8 +11,9 @@ import torch
 
 from editable_hf import make_edit_requests, rmsprop
 from editable_hf.data.moses import MosesPreprocessor
+from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import BleuDrawdownEvaluator, read_records
+from editable_hf.evaluation.edits import read_records
 
 ALPHA, STEPS, BEAMS, BATCH = 5e-3, 4, 3, 5
 NUM_SENTENCES = 12

@@ -1,0 +1,190 @@
+"""BLEU drawdown: what edits of a translation model do to all other translations (section 4.4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editable_hf.core.editing import EditResult, edit, edited
+from editable_hf.core.editors import Editor, Params
+from editable_hf.core.selection import select_parameters
+from editable_hf.data.moses import MosesPreprocessor
+from editable_hf.data.requests import request_constraint
+from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.evaluation.edits import EditEvaluator, Record, Request, mean_of_moved
+from editable_hf.evaluation.memo_translator import MemoTranslator
+from editable_hf.evaluation.split_model import MemoUnavailable
+from editable_hf.evaluation.translator import Translator
+
+logger = logging.getLogger(__name__)
+
+
+class BleuDrawdownEvaluator(EditEvaluator):
+    """Measures edits of one translation model over one test set.
+
+    The unedited model is scored once; after each edit every test sentence is translated again, and BLEU is computed
+    from the sentence statistics, so that it equals sacrebleu's corpus score of the edited model.
+
+    `evaluate` takes the option `length_penalty`, the exponent of the length normalisation in `l_e` (default 0). Its
+    records also have the translation `before` and `after` of the request's source, `verified` (beam search on the
+    edited model gives the target), `bleu` and `bleu_detok` of the edited model (0-100), and `changed` (index and new
+    translation of each test sentence that changed).
+
+    Args:
+        model: The model to edit; it is left as it was.
+        tokenizer: Its tokenizer.
+        sources: Test sentences as the model sees them.
+        references: Their references, Moses-tokenised.
+        reference_texts: Their references as ordinary text, for detokenised BLEU.
+        target_lang: Language of the references.
+        raw_text: The model writes plain text: `bleu` is then the same as `bleu_detok`.
+        layers: What an edit may move.
+        num_beams: Beam size.
+        batch_size: Sentences decoded together.
+        memo_gigabytes: Memory for what edits have in common (see [`MemoTranslator`]), and as much again for the
+            parameters of the edits that are measured together. `None` runs `generate` after each edit. So does, with a
+            warning, a model or a choice of layers that the memo does not serve.
+    """
+
+    request_keys = ("id", "source", "target")
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sources: Sequence[str],
+        references: Sequence[str],
+        reference_texts: Sequence[str],
+        *,
+        target_lang: str = "en",
+        raw_text: bool = False,
+        layers: str | Iterable[str] = "last_decoder_layer",
+        num_beams: int = 5,
+        batch_size: int = 64,
+        memo_gigabytes: float | None = 2.0,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.layers = list(select_parameters(model, layers))
+        in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
+        own = dict(model.named_parameters())
+        self._options = {
+            "num_beams": num_beams,
+            "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
+        }
+        self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
+        self._memo = None if memo_gigabytes is None else self._build_memo(memo_gigabytes)
+        self.group_size = 1 if self._memo is None else self._memo.group_size
+        self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
+        self._texts = CorpusBleu(reference_texts, tokenize="13a")
+        detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
+        self._detokenize = lru_cache(maxsize=None)(detokenize)
+        self.before = self._translator(progress="unedited model")
+        self.bleu, self.bleu_detok = self._score(self.before)
+        self.num_sentences = len(self.before)
+
+    def _build_memo(self, gigabytes: float) -> MemoTranslator | None:
+        try:
+            return MemoTranslator(self._translator, self.layers, gigabytes=gigabytes)
+        except MemoUnavailable as reason:
+            logger.warning("Each edit is measured with `generate`, without a prefix memo: %s.", reason)
+            return None
+
+    @property
+    def memo_statistics(self) -> dict[str, float] | None:
+        """Hit rate and size of the prefix memo over all edits measured so far, see [`MemoStatistics`]."""
+        return None if self._memo is None else self._memo.statistics.as_dict()
+
+    def _score(self, translations: Sequence[str]) -> tuple[float, float]:
+        # Both remember the sentences they have seen, so only the translations that an edit changed cost anything.
+        tokens = self._tokens.sentence_statistics(translations)
+        texts = self._texts.sentence_statistics([self._detokenize(text) for text in translations])
+        return self._tokens.score(tokens), self._texts.score(texts)
+
+    def _measure(
+        self,
+        requests: Sequence[Request],
+        editor: Editor,
+        max_steps: int,
+        progress: str | None,
+        length_penalty: float = 0.0,
+    ) -> list[Record]:
+        results, seconds = [], []
+        for request in requests:
+            start = time.perf_counter()
+            constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
+            results.append(edit(self.model, constraint, editor, self.layers, max_steps))
+            seconds.append(time.perf_counter() - start)
+        moved = [result.params for result in results if result.num_steps > 0]
+        outputs = iter(self._translate(moved, progress))
+        return [
+            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, edit_seconds)
+            for request, result, edit_seconds in zip(requests, results, seconds, strict=True)
+        ]
+
+    def _translate(self, edits: Sequence[Params], progress: str | None) -> list[list[str]]:
+        """The test set's translations after each edit."""
+        if self._memo is not None:
+            return self._memo(edits, progress)
+        outputs = []
+        for params in edits:
+            with edited(self.model, params):
+                outputs.append(self._translator())
+        return outputs
+
+    def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> Record:
+        own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
+        (before,) = own()
+        with edited(self.model, result):
+            (after,) = own()
+        changed = [index for index, text in enumerate(translations) if text != self.before[index]]
+        bleu, bleu_detok = self._score(translations)
+        return {
+            **{key: request[key] for key in self.request_keys},
+            "before": before,
+            "after": after,
+            "success": result.success,
+            "verified": after == request["target"],
+            "num_steps": result.num_steps,
+            "loss_before": result.history[0],
+            "loss_after": result.history[-1],
+            "bleu": bleu,
+            "bleu_detok": bleu_detok,
+            "num_changed": len(changed),
+            "changed": [{"index": index, "after": translations[index]} for index in changed],
+            "edit_seconds": seconds,
+        }
+
+    def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+        """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
+
+        Args:
+            name: Name of the row.
+            records: What `evaluate` returned.
+            extra: Further entries of the row.
+
+        Returns:
+            `bleu`, `bleu_detok`, `bleu_drawdown` (mean absolute difference to the unedited model, BLEU points),
+            `bleu_drawdown_signed` (mean of before - after), `bleu_drawdown_moved` (mean over the edits that took a
+            step), `success_rate` and `verified_rate` (fractions),
+            `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed`
+            (mean fraction of test sentences), `edit_seconds`; intervals under `intervals`.
+        """
+        row = self._summary(name, records, num_sentences=self.num_sentences, **extra)
+        drawdowns = [abs(self.bleu - record["bleu"]) for record in records]
+        moved = mean_of_moved(drawdowns, records)
+        return {**row, "bleu": self.bleu, "bleu_detok": self.bleu_detok, "bleu_drawdown_moved": moved}
+
+    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+        differences = [self.bleu - record["bleu"] for record in records]
+        return {
+            "bleu_drawdown": [abs(value) for value in differences],
+            "bleu_drawdown_signed": differences,
+            "bleu_detok_drawdown": [abs(self.bleu_detok - record["bleu_detok"]) for record in records],
+            "verified_rate": [record["verified"] for record in records],
+            "outputs_changed": [record["num_changed"] / self.num_sentences for record in records],
+        }
