@@ -31,6 +31,15 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.8"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "matplotlib>=3.8"],
+        "vision": ["pillow>=10", "scikit-learn>=1.4", "optuna>=4"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "matplotlib>=3.8",
+            "pillow>=10",
+            "scikit-learn>=1.4",
+            "optuna>=4",
+        ],
     },
 )

@@ -1,0 +1,277 @@
+"""Edit requests for classifiers: an image and the class wanted, drawn uniformly or by rank (sections 4.1, 4.3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RankDistribution:
+    """How often the wanted class has each rank among a model's predictions (Figure 5, left).
+
+    Attributes:
+        counts: Examples by 0-based rank, `(num_classes,)`, int64; rank 0 is the class that the model predicts.
+    """
+
+    counts: Tensor
+
+    def __post_init__(self):
+        if self.counts.dim() != 1 or bool((self.counts < 0).any()) or not bool(self.counts.sum() > 0):
+            raise ValueError(
+                "Expected one count for each rank, none negative and at least one positive, but got a tensor of shape "
+                f"{tuple(self.counts.shape)} that sums to {self.counts.sum().item()}; count the ranks of at least one "
+                "example, with `RankDistribution.of`."
+            )
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor | Sequence[int]) -> RankDistribution:
+        """Counts the ranks that a model gives to the classes wanted, e.g. of natural adversarial examples.
+
+        Args:
+            logits: `(num_examples, num_classes)`, or any scores in the same order.
+            targets: Classes wanted, `(num_examples,)`.
+
+        Raises:
+            ValueError: If shapes do not match, a class is out of range or a logit is not a number.
+        """
+        targets = torch.as_tensor(targets, device=logits.device)
+        _check_logits(logits, len(targets))
+        _check_classes(targets.tolist(), logits.shape[1], "targets")
+        ranks = (_by_falling_score(logits) == targets.unsqueeze(1)).long().argmax(dim=1)
+        return cls(torch.bincount(ranks, minlength=logits.shape[1]).cpu())
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.counts)
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Fraction of the examples by rank, `(num_classes,)`, float64, summing to 1."""
+        return self.counts.double() / self.counts.sum()
+
+    def without_correct(self) -> RankDistribution:
+        """The same without rank 0, the edits that hold from the start.
+
+        Raises:
+            ValueError: If no other rank occurs.
+        """
+        if self.counts[1:].sum() == 0:
+            raise ValueError(
+                "Expected a rank above 0, but the model predicts the wanted class of every example; keep rank 0, or "
+                "take examples that the model gets wrong."
+            )
+        return RankDistribution(torch.cat([torch.zeros_like(self.counts[:1]), self.counts[1:]]))
+
+    def sample(self, generator: torch.Generator, count: int) -> Tensor:
+        """Independent ranks, `(count,)`, int64."""
+        return torch.multinomial(self.frequencies, count, replacement=True, generator=generator)
+
+    def histogram(self, bin_width: int = 1) -> Tensor:
+        """Fraction of the examples in each bin of `bin_width` ranks, `(ceil(num_classes / bin_width),)`, float64."""
+        return torch.stack([part.sum() for part in self.frequencies.split(bin_width)])
+
+
+def classes_at_ranks(logits: Tensor, ranks: Tensor) -> Tensor:
+    """The class at a rank of each row's predictions, sorted by falling probability.
+
+    Args:
+        logits: `(batch, num_classes)`.
+        ranks: 0-based, `(batch,)`, int64.
+
+    Returns:
+        `(batch,)`, int64. Among equal logits the lower class comes first.
+    """
+    return _by_falling_score(logits).gather(1, ranks.to(logits.device).unsqueeze(1)).squeeze(1)
+
+
+def make_image_requests(
+    num_images: int,
+    labels: Sequence[int],
+    num_classes: int,
+    num_requests: int,
+    seed: int,
+    ranks: RankDistribution | None = None,
+    logits: Tensor | None = None,
+    exclude_correct: bool = False,
+) -> Dataset:
+    """Edit requests for the images of a split, each image at most once, in random order.
+
+    By default the class is uniform over all classes (section 4.1). It may be the true one or the one that the model
+    predicts; such an edit holds from the start and takes 0 steps.
+
+    Args:
+        num_images: Size of the split.
+        labels: The true classes, for the reports, `(num_images,)`.
+        num_classes: Of the model.
+        num_requests: At most `num_images`.
+        seed: Decides images and classes.
+        ranks: Draw the class by its rank among the model's predictions for that image instead (section 4.3.1).
+        logits: The model's for the split, `(num_images, num_classes)`; needed with `ranks`.
+        exclude_correct: Never draw rank 0; for use with `ranks`.
+
+    Returns:
+        A dataset with columns `id`, `image_index`, `label`, `target`.
+
+    Raises:
+        ValueError: If more requests are asked for than there are images, or the arguments do not match each other.
+    """
+    labels = [int(label) for label in labels]
+    _check_request_arguments(num_images, labels, num_classes, num_requests)
+    if (ranks is None) != (logits is None) or (exclude_correct and ranks is None):
+        raise ValueError(
+            f"Expected `ranks` and `logits` together, but got ranks={ranks} and logits "
+            f"{'missing' if logits is None else 'given'}, with exclude_correct={exclude_correct}; drawing by rank "
+            "needs both, and `exclude_correct` is an option of drawing by rank."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randperm(num_images, generator=generator)[:num_requests]
+    if ranks is None:
+        targets = torch.randint(num_classes, (num_requests,), generator=generator)
+    else:
+        _check_logits(logits, num_images)
+        _check_num_classes(ranks.num_classes, num_classes, "ranks")
+        _check_num_classes(logits.shape[1], num_classes, "logits")
+        ranks = ranks.without_correct() if exclude_correct else ranks
+        targets = classes_at_ranks(logits[images.to(logits.device)], ranks.sample(generator, num_requests))
+    return Dataset.from_dict(
+        {
+            "id": list(range(num_requests)),
+            "image_index": images.tolist(),
+            "label": [labels[image] for image in images.tolist()],
+            "target": targets.tolist(),
+        }
+    )
+
+
+class ImageEditRequests(torch.utils.data.Dataset):
+    """Edit requests with their pixels, from a dataset that gives `pixel_values`, augmented anew at each access.
+
+    Give exactly one of `requests`, `num_classes` and `ranks`. With either of the last two there is no end: row
+    `index` is image `index % len(self)` with a class (or rank) that depends on `(seed, index)` alone, so that a
+    resumed run draws what the interrupted one would have drawn.
+
+    Args:
+        dataset: Images with a transform, see [`with_pixels`].
+        requests: A fixed list, of [`make_image_requests`].
+        num_classes: Draw the class uniformly.
+        ranks: Draw the rank of the class. Rows then hold `rank` in place of `target`, for whoever has the model's
+            predictions to look up with [`classes_at_ranks`].
+        seed: Not negative; decides classes and ranks that are drawn.
+
+    Raises:
+        ValueError: If not exactly one way of choosing classes is given, or there is no image.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        requests: Dataset | None = None,
+        num_classes: int | None = None,
+        ranks: RankDistribution | None = None,
+        seed: int = 0,
+    ):
+        options = {"requests": requests, "num_classes": num_classes, "ranks": ranks}
+        given = [name for name, value in options.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Expected exactly one of `requests`, `num_classes` and `ranks`, but got {given or 'none'}; a class "
+                "is either listed, drawn uniformly or drawn by rank."
+            )
+        if len(dataset) == 0:
+            raise ValueError("Expected images to make edit requests of, but the dataset is empty; give another split.")
+        if requests is not None and len(requests) and max(requests["image_index"]) >= len(dataset):
+            raise ValueError(
+                f"Expected every `image_index` below {len(dataset)}, the number of images, but the largest is "
+                f"{max(requests['image_index'])}; give the split that the requests were made for."
+            )
+        self.dataset, self.requests, self.num_classes, self.ranks = dataset, requests, num_classes, ranks
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.endless else len(self.requests)
+
+    @property
+    def endless(self) -> bool:
+        """Whether there is a request for every index: classes or ranks are drawn, not listed."""
+        return self.requests is None
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`pixel_values` `(3, height, width)` and `target` (or `rank`), an int."""
+        if index < 0 or (not self.endless and index >= len(self)):
+            raise IndexError(f"Expected an edit request from 0 to {len(self) - 1}, but got {index}.")
+        if not self.endless:
+            request = self.requests[index]
+            return {"pixel_values": self._pixels(request["image_index"]), "target": request["target"]}
+        pixels, generator = self._pixels(index % len(self)), _generator(self.seed, index)
+        if self.ranks is not None:
+            return {"pixel_values": pixels, "rank": int(self.ranks.sample(generator, 1))}
+        return {"pixel_values": pixels, "target": int(torch.randint(self.num_classes, (1,), generator=generator))}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # Python would otherwise ask for rows until an IndexError, which never comes where rows are drawn.
+        return (self[index] for index in range(len(self)))
+
+    def _pixels(self, image: int) -> Tensor:
+        row = self.dataset[image]
+        if "pixel_values" not in row:
+            raise ValueError(
+                f"Expected the dataset to give `pixel_values`, but its rows have {sorted(row)}; attach a transform "
+                "with `with_pixels(dataset, transform)`."
+            )
+        return row["pixel_values"]
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    # Hashed: `seed + index` would give neighbouring seeds the same draws, one index apart.
+    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _by_falling_score(logits: Tensor) -> Tensor:
+    return logits.argsort(dim=1, descending=True, stable=True)
+
+
+def _check_logits(logits: Tensor, num_rows: int) -> None:
+    if logits.dim() != 2 or len(logits) != num_rows:
+        raise ValueError(
+            f"Expected logits of shape ({num_rows}, num_classes), one row for each example, but got "
+            f"{tuple(logits.shape)}; compute them for the same split, in its order."
+        )
+    if bool(logits.isnan().any()):
+        raise ValueError("Expected logits that can be sorted, but some are not a number; check the model.")
+
+
+def _check_classes(classes: Sequence[int], num_classes: int, name: str) -> None:
+    wrong = [value for value in classes if not 0 <= value < num_classes]
+    if wrong:
+        raise ValueError(
+            f"Expected {name} from 0 to {num_classes - 1}, but got {wrong[0]}; check `num_classes` and that images "
+            "and model number the classes alike."
+        )
+
+
+def _check_num_classes(arrived: int, num_classes: int, name: str) -> None:
+    if arrived != num_classes:
+        raise ValueError(
+            f"Expected {name} of {num_classes} classes, but got {arrived}; take the ranks and the logits from the "
+            "model that is going to be edited."
+        )
+
+
+def _check_request_arguments(num_images: int, labels: Sequence[int], num_classes: int, num_requests: int) -> None:
+    if len(labels) != num_images:
+        raise ValueError(f"Expected one label for each of {num_images} images, but got {len(labels)}; pass all.")
+    if not 1 <= num_requests <= num_images:
+        raise ValueError(
+            f"Expected between 1 and {num_images} edit requests, one an image, but {num_requests} are asked for; "
+            "lower `num_requests` or use a larger split."
+        )
+    _check_classes(labels, num_classes, "labels")

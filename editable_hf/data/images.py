@@ -1,0 +1,286 @@
+"""Image classification data in one form, whatever it was stored as."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from editable_hf.data.image_sources import (
+    CIFAR10_CLASSES,
+    check_whole_images,
+    images_of_arrays,
+    images_of_paths,
+    list_image_folder,
+    read_cifar10_folder,
+    read_class_ids,
+    read_digits,
+    read_hub_images,
+)
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED, CIFAR10, FOLDER = "embedded", "cifar10", "folder"
+CIFAR10_ID = "uoft-cs/cifar10"
+
+# Per channel, of pixels in [0, 1].
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# SHA-256 of CIFAR-10's test set: its records (label, then pixels row by row) in sorted order. An error rate compares
+# with the paper's only on this test set, so it is recognised by content and not by the name of a folder.
+_CIFAR10_TEST_SHA256 = "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6"
+
+# Reading a file to its end takes about a millisecond; larger folders are left to the first access.
+_MAX_VERIFIED = 10_000
+_DIGITS_TEST, _DIGITS_VALIDATION = 400, 200
+_IMAGENET_SIZE = 224
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A set of labelled images, ready to train and to score on.
+
+    Attributes:
+        splits: "train", "validation" and "test". Columns: `image` (RGB) and `label` (a `ClassLabel`).
+        name: The data, e.g. "CIFAR-10, folder cifar-10-batches-py".
+        test_name: The test set that is scored, with its number of images, for reports.
+        mean: Per channel, of pixels in [0, 1]; to normalise with.
+        std: Same.
+        image_size: Height and width of the model's input, in pixels.
+        horizontal_flips: Whether a mirrored image is still an example of its class.
+    """
+
+    splits: DatasetDict
+    name: str
+    test_name: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    horizontal_flips: bool = True
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label; the folder names for `folder`."""
+        return self.splits["train"].features["label"].names
+
+    @property
+    def class_ids(self) -> dict[str, int]:
+        """Label by class name, in the form that [`load_natural_adversarial`] takes."""
+        return {name: index for index, name in enumerate(self.class_names)}
+
+
+def load_image_data(
+    source: str,
+    *,
+    path: str | os.PathLike | None = None,
+    dataset_id: str = CIFAR10_ID,
+    revision: str | None = None,
+    image_column: str = "img",
+    label_column: str = "label",
+    class_ids: str | os.PathLike | Mapping[str, int] | None = None,
+    verify: bool | None = None,
+    image_size: int | None = None,
+    num_validation: int | None = None,
+    max_train: int | None = None,
+    max_validation: int | None = None,
+    max_test: int | None = None,
+    seed: int = 0,
+) -> ImageData:
+    """Loads the data of the image experiments (sections 4.1 to 4.3).
+
+    Args:
+        source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); "cifar10", from the hub or from `path`;
+            "folder", ImageNet's layout `path/train/CLASS/*.JPEG` and `path/val/CLASS/*.JPEG`, where `val` is the test
+            set and files are decoded at access.
+        path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
+        dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
+        revision: Branch, tag or commit on the hub.
+        image_column: Name of the hub dataset's images.
+        label_column: Name of the hub dataset's labels.
+        class_ids: For "folder": class ids by folder name, or a tab-separated file of them, where a model expects its
+            own numbering. By default folders are numbered in sorted order (with all of ImageNet: its ids 0 to 999).
+        verify: For "folder": read every file before starting. `None`: up to 10,000 files. A broken file that is found
+            later stops the run with its name if the transform is attached with [`with_pixels`].
+        image_size: Height and width of the model's input, in pixels: by default 16, 32 and 224. The digits are stored
+            at that size; other images are left as they are.
+        num_validation: Training images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a
+            twentieth, but at most 10,000.
+        max_train: Upper limit on training images. A random sample is taken, in the data's order.
+        max_validation: Same for validation.
+        max_test: Same for test; `test_name` says so.
+        seed: Decides the held-out images and the samples, but never what the whole test set is.
+
+    Returns:
+        The data; the same arguments give the same images.
+
+    Raises:
+        FileNotFoundError: If a folder or file cannot be found, or a class has no images.
+        ValueError: If a file is damaged, a class unknown or an option does not fit `source`.
+        ImportError: If scikit-learn is missing for "embedded".
+    """
+    _check_options(source, path, class_ids)
+    if source == EMBEDDED:
+        data, held_out = _load_digits(image_size or 16), _DIGITS_VALIDATION
+    elif source == CIFAR10:
+        hub = (dataset_id, revision, image_column, label_column)
+        data, held_out = _load_cifar10(path, *hub, image_size=image_size or 32), 5_000
+    else:
+        data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
+        held_out = max(1, min(10_000, len(data.splits["train"]) // 20))
+    limits = {"train": max_train, "validation": max_validation, "test": max_test}
+    return _divide(data, held_out if num_validation is None else num_validation, limits, seed)
+
+
+def load_natural_adversarial(
+    path: str | os.PathLike, class_ids: str | os.PathLike | Mapping[str, int], *, verify: bool | None = None
+) -> Dataset:
+    """Natural adversarial examples (section 4.3.1): 7,500 images of 200 of ImageNet's classes.
+
+    Args:
+        path: Folder with a folder for each class, named by its WordNet id, e.g. `imagenet-a`.
+        class_ids: The model's class ids by folder name, e.g. `class_ids` of the ImageNet data loaded from a folder,
+            or a tab-separated file of them.
+        verify: As in [`load_image_data`].
+
+    Returns:
+        A dataset with columns `image` and `label`, the model's class id.
+
+    Raises:
+        FileNotFoundError: If the folder cannot be found or a class has no images.
+        ValueError: If a class has no id or a file is damaged.
+    """
+    images = list_image_folder(Path(path).expanduser().absolute())
+    ids = _class_ids(class_ids)
+    _check_known(images, ids, path)
+    _verify(images, verify)
+    return images_of_paths(images, ids)
+
+
+def _check_options(source: str, path: str | os.PathLike | None, class_ids) -> None:
+    if source not in (EMBEDDED, CIFAR10, FOLDER):
+        raise ValueError(
+            f"Expected `source` to be {EMBEDDED!r}, {CIFAR10!r} or {FOLDER!r}, but got {source!r}; for images of your "
+            f"own use {FOLDER!r} and `path`."
+        )
+    if (source == FOLDER and path is None) or (source == EMBEDDED and path is not None):
+        raise ValueError(
+            f"Expected `path` with {FOLDER!r} and not with {EMBEDDED!r}, but got path={path!r} with {source!r}; "
+            "set or remove it."
+        )
+    if class_ids is not None and source != FOLDER:
+        raise ValueError(
+            f"Expected `class_ids` only with {FOLDER!r}, but got it with {source!r}, which numbers its own classes; "
+            "remove it."
+        )
+
+
+def _load_digits(image_size: int) -> ImageData:
+    images = read_digits(image_size)
+    # One test set for all seeds, so that runs with different seeds compare.
+    order = np.random.default_rng(0).permutation(len(images))
+    train, test = images.select(sorted(order[_DIGITS_TEST:])), images.select(sorted(order[:_DIGITS_TEST]))
+    pixels = np.stack([np.asarray(image) for image in train["image"]]) / 255
+    mean, std = (tuple(moment(axis=(0, 1, 2)).round(4).tolist()) for moment in (pixels.mean, pixels.std))
+    splits = DatasetDict({"train": train, "test": test})
+    return ImageData(
+        splits, "scikit-learn's digits", "test part of scikit-learn's digits", mean, std, image_size, False
+    )
+
+
+def _load_cifar10(path: str | os.PathLike | None, *hub: str | None, image_size: int) -> ImageData:
+    moments = (CIFAR10_MEAN, CIFAR10_STD, image_size)
+    if path is None:
+        splits = read_hub_images(*hub)
+        return ImageData(splits, f"hub dataset {hub[0]}", f"test of the hub dataset {hub[0]}", *moments)
+    folder = Path(path).expanduser()
+    arrays = read_cifar10_folder(folder)
+    splits = DatasetDict({part: images_of_arrays(*pair, CIFAR10_CLASSES) for part, pair in arrays.items()})
+    origin = f"folder {folder.resolve().name}"
+    known = _sha256(*arrays["test"]) == _CIFAR10_TEST_SHA256
+    return ImageData(
+        splits,
+        f"CIFAR-10, {origin}" if known else origin,
+        "CIFAR-10 test set" if known else f"test of the {origin}",
+        *moments,
+    )
+
+
+def _load_folder(folder: Path, class_ids, verify: bool | None, image_size: int) -> ImageData:
+    val = folder / ("validation" if (folder / "validation").is_dir() else "val")
+    images = {"train": list_image_folder(folder / "train"), "test": list_image_folder(val)}
+    extra = sorted(images["test"].keys() - images["train"].keys())
+    if extra:
+        raise ValueError(
+            f"Expected every class of {val} in {folder / 'train'}, but {len(extra)} have no folder there, e.g. "
+            f"{extra[0]}; complete the training images or remove the class."
+        )
+    missing = sorted(images["train"].keys() - images["test"].keys())
+    if missing:
+        logger.warning("%d classes of %s have no test images, e.g. %s.", len(missing), folder, missing[0])
+    ids = {name: index for index, name in enumerate(images["train"])} if class_ids is None else _class_ids(class_ids)
+    _check_known(images["train"], ids, folder / "train")
+    for part in images.values():
+        _verify(part, verify)
+    splits = DatasetDict({part: images_of_paths(files, ids) for part, files in images.items()})
+    origin = f"folder {folder.resolve().name}"
+    return ImageData(splits, origin, f"{val.name} of the {origin}", IMAGENET_MEAN, IMAGENET_STD, image_size)
+
+
+def _class_ids(class_ids: str | os.PathLike | Mapping[str, int]) -> Mapping[str, int]:
+    return class_ids if isinstance(class_ids, Mapping) else read_class_ids(Path(class_ids).expanduser())
+
+
+def _check_known(classes: Mapping[str, Sequence[str]], class_ids: Mapping[str, int], folder) -> None:
+    unknown = [name for name in classes if name not in class_ids]
+    if unknown:
+        raise ValueError(
+            f"Expected a class id for every folder of {folder}, but {len(unknown)} of {len(classes)} have none, e.g. "
+            f"{unknown[0]}; add it to `class_ids`, which has {len(class_ids)} names, or remove the folder."
+        )
+
+
+def _verify(images: Mapping[str, Sequence[str]], verify: bool | None) -> None:
+    paths = [path for files in images.values() for path in files]
+    if verify or (verify is None and len(paths) <= _MAX_VERIFIED):
+        check_whole_images(paths)
+
+
+def _divide(data: ImageData, num_validation: int, limits: Mapping[str, int | None], seed: int) -> ImageData:
+    """Holds out validation images, cuts the splits down to their limits and counts the test images."""
+    pool, test = data.splits["train"], data.splits["test"]
+    if not 1 <= num_validation < len(pool):
+        raise ValueError(
+            f"Expected to hold out between 1 and {len(pool) - 1} of {len(pool)} training images, but `num_validation` "
+            f"is {num_validation}; lower it or take more images."
+        )
+    order = np.random.default_rng(seed).permutation(len(pool))
+    indices = {
+        "train": order[: len(pool) - num_validation],
+        "validation": order[len(pool) - num_validation :],
+        "test": np.arange(len(test)),
+    }
+    splits = DatasetDict()
+    for part, rows in indices.items():
+        limit = limits[part]
+        if limit is not None and limit < 1:
+            raise ValueError(f"Expected at least one image in a split, but the limit for {part!r} is {limit}.")
+        if limit is not None and limit < len(rows):
+            rows = np.random.default_rng(seed).permutation(rows)[:limit]
+        splits[part] = (test if part == "test" else pool).select(np.sort(rows))
+    count = f"{len(test):,} images"
+    if len(splits["test"]) < len(test):
+        count = f"{len(splits['test']):,} sampled of {count}"
+    test_name = f"{data.test_name} ({count})"
+    return replace(data, splits=splits, test_name=test_name)
+
+
+def _sha256(pixels: np.ndarray, labels: np.ndarray) -> str:
+    records = np.concatenate([labels[:, None], pixels.reshape(len(pixels), -1)], axis=1)
+    return hashlib.sha256(b"".join(sorted(record.tobytes() for record in records))).hexdigest()
