@@ -3,6 +3,7 @@
 from editable_hf.core import (
     ClassConstraint,
     EditResult,
+    EditStack,
     LearnableEditor,
     SequenceConstraint,
     adam,
@@ -17,12 +18,21 @@ from editable_hf.core import (
 )
 from editable_hf.data.requests import make_edit_requests, read_edit_requests, request_constraint
 from editable_hf.data.translation import load_translation_data
-from editable_hf.training import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig
+from editable_hf.training import (
+    EditableImageTrainer,
+    EditableImageTrainingArguments,
+    EditableSeq2SeqTrainer,
+    EditableSeq2SeqTrainingArguments,
+    EditorConfig,
+)
 from editable_hf.version import __version__
 
 __all__ = [
     "ClassConstraint",
     "EditResult",
+    "EditStack",
+    "EditableImageTrainer",
+    "EditableImageTrainingArguments",
     "EditableSeq2SeqTrainer",
     "EditableSeq2SeqTrainingArguments",
     "EditorConfig",

@@ -22,7 +22,8 @@ from recipe_config import RecipeConfig, load_config
 from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model
 
 from editable_hf.data.translation import describe_source
-from editable_hf.evaluation.report import TABLE_6, format_table
+from editable_hf.evaluation.paper_tables import TABLE_6
+from editable_hf.evaluation.report import format_table
 from editable_hf.evaluation.showcase import format_showcase
 from editable_hf.training.stages import Stage, Stages
 

@@ -21,7 +21,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
-from editable_hf.evaluation.report import TABLE_6, format_table, write_results
+from editable_hf.evaluation.paper_tables import TABLE_6
+from editable_hf.evaluation.report import format_table, write_results
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """The functional core: editors, the edit loop, constraints and losses. Imports torch and nothing else."""
 
 from editable_hf.core.constraints import ClassConstraint, SequenceConstraint
-from editable_hf.core.editing import EditResult, edit, edited
+from editable_hf.core.editing import EditResult, EditStack, edit, edited
 from editable_hf.core.editors import (
     EDITORS,
     Editor,
@@ -22,6 +22,7 @@ __all__ = [
     "EDITORS",
     "ClassConstraint",
     "EditResult",
+    "EditStack",
     "Editor",
     "FunctionalModel",
     "LearnableEditor",

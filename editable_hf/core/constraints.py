@@ -24,10 +24,11 @@ class ClassConstraint:
     """`l_e = max_{i != target} log p(y_i | x) - log p(target | x)` (section 3), in nats.
 
     The reference class is left out of the maximum, so that the value is negative by the margin where the constraint
-    holds; a tie counts as satisfied.
+    holds; a tie counts as satisfied. Over several examples (augmentations of one image, say) it is the largest value:
+    the constraint holds when all of them are given the class.
 
     Args:
-        inputs: Keyword inputs of the model for one example.
+        inputs: Keyword inputs of the model, for one example or a batch.
         target: Index of the wanted class.
     """
 
@@ -35,9 +36,10 @@ class ClassConstraint:
     target: int
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
-        logits = model(params, **self.inputs).logits.squeeze(0)  # (num_classes,)
-        others = logits.masked_fill(F.one_hot(logits.new_tensor(self.target).long(), len(logits)).bool(), -torch.inf)
-        return others.max() - logits[self.target]
+        logits = model(params, **self.inputs).logits  # (num_examples, num_classes)
+        is_target = torch.arange(logits.shape[1], device=logits.device) == self.target
+        others = logits.masked_fill(is_target, -torch.inf)
+        return (others.amax(1) - logits[:, self.target]).max()
 
     def to(self, device: torch.device) -> ClassConstraint:
         """A copy with its inputs on `device`."""

@@ -102,6 +102,61 @@ def _descend(
             params = apply_updates(params, updates)
 
 
+class EditStack:
+    """Edits applied to a model one after another, and taken back in reverse order, bit for bit.
+
+    Args:
+        model: The model that is changed, in place.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._replaced: list[Params] = []
+
+    def __len__(self) -> int:
+        return len(self._replaced)
+
+    def apply(self, result: EditResult | Mapping[str, Tensor]) -> None:
+        """Gives the model the parameters of an edit.
+
+        Args:
+            result: An [`EditResult`] or its `params`.
+
+        Raises:
+            ValueError: If the model has no such parameters.
+        """
+        params = result.params if isinstance(result, EditResult) else result
+        own = dict(self.model.named_parameters())
+        unknown = [name for name in params if name not in own]
+        if unknown:
+            raise ValueError(
+                f"The edit holds parameters that {type(self.model).__name__} does not have: {', '.join(unknown[:3])}. "
+                "Apply it to the model that it was made for."
+            )
+        self._replaced.append({name: own[name].detach().clone() for name in params})
+        try:
+            self._put(params)
+        except BaseException:  # half of the edit may be in place
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Takes the last edit back.
+
+        Raises:
+            IndexError: If no edit is left.
+        """
+        if not self._replaced:
+            raise IndexError("There is no edit left to take back: the model is as it was.")
+        self._put(self._replaced.pop())
+
+    def _put(self, params: Mapping[str, Tensor]) -> None:
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in params.items():
+                own[name].copy_(value)
+
+
 @contextmanager
 def edited(model: nn.Module, result: EditResult | Mapping[str, Tensor]) -> Iterator[nn.Module]:
     """Applies an edit for the duration of the block, then puts the old values back bit for bit.
@@ -113,21 +168,9 @@ def edited(model: nn.Module, result: EditResult | Mapping[str, Tensor]) -> Itera
     Yields:
         The same model, so that `generate`, `evaluate` and everything else works on it unchanged.
     """
-    params = result.params if isinstance(result, EditResult) else result
-    own = dict(model.named_parameters())
-    unknown = [name for name in params if name not in own]
-    if unknown:
-        raise ValueError(
-            f"The edit holds parameters that {type(model).__name__} does not have: {', '.join(unknown[:3])}. "
-            "Apply it to the model that it was made for."
-        )
-    originals = {name: own[name].detach().clone() for name in params}
+    stack = EditStack(model)
+    stack.apply(result)
     try:
-        with torch.no_grad():
-            for name, value in params.items():
-                own[name].copy_(value)
         yield model
     finally:
-        with torch.no_grad():
-            for name, value in originals.items():
-                own[name].copy_(value)
+        stack.undo()

@@ -75,8 +75,8 @@ class EditEvaluator(ABC):
             ours, theirs = ([each[key] for key in self.request_keys] for each in (request, record))
             if ours != theirs:
                 raise ValueError(
-                    f"{path} holds the edit of {theirs} where that of {ours} is due ({', '.join(self.request_keys)}): it is of "
-                    "other requests. Move it away, or give another path."
+                    f"{path} holds the edit of {theirs} where that of {ours} is due: it is of other requests. Move it "
+                    "away, or give another path."
                 )
         due = requests[len(records) :]
         with tqdm(total=len(due), desc=progress, disable=progress is None, unit="edit") as bar:

@@ -14,32 +14,8 @@ import torch
 
 from editable_hf.version import __version__
 
-# Table 6 of the paper, IWSLT14 De-En.
-TABLE_6 = [
-    {
-        "name": "paper: baseline, alpha=1e-3",
-        "bleu": 34.77,
-        "bleu_drawdown": 0.76,
-        "success_rate": 1.0,
-        "num_steps": 2.35,
-    },
-    {
-        "name": "paper: editable, c_loc=100, alpha=1e-3",
-        "bleu": 34.80,
-        "bleu_drawdown": 0.35,
-        "success_rate": 1.0,
-        "num_steps": 3.07,
-    },
-    {
-        "name": "paper: editable, c_loc=100, alpha=3e-4",
-        "bleu": 34.81,
-        "bleu_drawdown": 0.17,
-        "success_rate": 1.0,
-        "num_steps": 5.5,
-    },
-]
-
-_COLUMNS = {
+# Columns of a table: title and format by key of a row. `KEY_interval` is the row's bootstrap interval of KEY.
+BLEU_COLUMNS = {
     "name": ("", "{}"),
     "bleu": ("BLEU", "{:.2f}"),
     "bleu_detok": ("detok.", "{:.2f}"),
@@ -54,19 +30,34 @@ _COLUMNS = {
     "num_edits": ("edits", "{}"),
     "num_sentences": ("sentences", "{}"),
 }
+ERROR_COLUMNS = {
+    "name": ("", "{}"),
+    "layers": ("layers", "{}"),
+    "error_rate": ("error", "{:.2%}"),
+    "drawdown": ("drawdown", "{:.2%}"),
+    "drawdown_interval": ("95% interval", "{0[0]:.2%}-{0[1]:.2%}"),
+    "drawdown_signed": ("signed", "{:+.2%}"),
+    "drawdown_moved": ("moved only", "{:.2%}"),
+    "success_rate": ("success", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "already_satisfied": ("0 steps", "{:.1%}"),
+    "num_edits": ("edits", "{}"),
+    "num_images": ("images", "{}"),
+}
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]] = BLEU_COLUMNS) -> str:
     """A plain-text table of result rows; a value that a row does not have is left empty.
 
     Args:
-        rows: As returned by [`BleuDrawdownEvaluator.summarize`], or `TABLE_6`.
+        rows: As returned by an evaluator's `summarize`, or a table of [`paper_tables`].
+        columns: Title and format of each column by key, e.g. `BLEU_COLUMNS` or `ERROR_COLUMNS`.
     """
-    lines = [[title for title, _ in _COLUMNS.values()]]
+    lines = [[title for title, _ in columns.values()]]
     for row in rows:
-        values = {**row, "bleu_drawdown_interval": row.get("intervals", {}).get("bleu_drawdown")}
+        values = {**row, **{f"{key}_interval": value for key, value in row.get("intervals", {}).items()}}
         lines.append(
-            ["" if values.get(key) is None else form.format(values[key]) for key, (_, form) in _COLUMNS.items()]
+            ["" if values.get(key) is None else form.format(values[key]) for key, (_, form) in columns.items()]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [

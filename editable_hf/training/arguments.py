@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from editable_hf.core.editors import EDITORS
 
@@ -129,3 +129,44 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
         self.check_editable()
         if self.max_tokens_per_batch < 0:
             raise ValueError(f"`max_tokens_per_batch` must be 0 or more, got {self.max_tokens_per_batch}.")
+
+
+@dataclass
+class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
+    """Arguments of [`EditableImageTrainer`]: those of `TrainingArguments` and the editor's.
+
+    Defaults of [`EditableArguments`] and `TrainingArguments` that are changed: `edit_layers` is `chain3` (Table 3),
+    `edit_coef` and `locality_coef` are 0.01, `remove_unused_columns` and `ddp_find_unused_parameters` are `False`.
+    """
+
+    edit_layers: list[str] = field(
+        default_factory=lambda: ["chain3"],
+        metadata={
+            "help": "Layers an edit may move: stem, chain1 to chain4, head, extra (section 4.3), all, module or "
+            "parameter names, suffixes of them, or patterns with '*'."
+        },
+    )
+    edit_coef: float = field(
+        default=0.01, metadata={"help": "Weight of the edit term (c_edit in Eq. 2); the public code's for CIFAR-10."}
+    )
+    locality_coef: float = field(
+        default=0.01, metadata={"help": "Weight of the locality term (c_loc in Eq. 2); Table 3 has 0.01 and 0.1."}
+    )
+    extra_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the extra block, by default that of all weights. Section 4.3 has 1e-3, with "
+            "`learning_rate` 1e-5."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave out dataset columns that the model does not take, before transforms."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
+        self.check_editable()
+        if self.extra_learning_rate is not None and not self.extra_learning_rate > 0:
+            raise ValueError(f"`extra_learning_rate` must be more than 0, got {self.extra_learning_rate}.")

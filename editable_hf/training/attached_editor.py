@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -26,18 +28,20 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
 
 
-def separate_editor_group(optimizer: Optimizer, editor: LearnableEditor, learning_rate: float) -> None:
-    """Gives the editor's values a parameter group of their own, without weight decay, unless they have one.
+def separate_group(
+    optimizer: Optimizer, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float = 0.0
+) -> None:
+    """Gives `parameters` a group of their own, unless they have one or are empty.
 
     Also in an optimiser that the user made before the editor existed.
     """
-    parameters = [parameter for parameter in editor.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     own = {id(parameter) for parameter in parameters}
     if not own or any({id(parameter) for parameter in group["params"]} == own for group in optimizer.param_groups):
         return
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
-    optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": 0.0})
+    optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": weight_decay})
 
 
 def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:

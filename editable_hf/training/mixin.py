@@ -14,7 +14,7 @@ from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import RequestOrder
-from editable_hf.training.attached_editor import attach_editor, restore_editor, separate_editor_group
+from editable_hf.training.attached_editor import attach_editor, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.locality import LocalityBatch
@@ -98,7 +98,7 @@ class EditableTrainerMixin(ABC):
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
-        separate_editor_group(optimizer, self.model.editor, self.args.editor_learning_rate)
+        separate_group(optimizer, self.model.editor.parameters(), self.args.editor_learning_rate)
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -17,6 +17,7 @@ from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
+from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.mixin import EditableTrainerMixin
@@ -57,12 +58,7 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Counted here for every model: the stock Trainer counts only for those whose forward takes the number.
-        num_items = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in samples).to(device) if samples else None
-        if num_items is not None and self.args.world_size > 1:
-            # DDP averages gradients over processes; dividing by the mean count makes the result a mean over tokens.
-            num_items = self.accelerator.reduce(num_items.float(), reduction="mean")
-        return samples, num_items
+        return samples, count_labels(samples, self.accelerator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from editable_hf import __version__
-from editable_hf.evaluation.report import TABLE_6, environment, format_table, write_results
+from editable_hf.evaluation.paper_tables import TABLE_6
+from editable_hf.evaluation.report import environment, format_table, write_results
 
 ROW = {
     "name": "editable",

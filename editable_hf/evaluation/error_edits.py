@@ -1,0 +1,184 @@
+"""Drawdown of the error rate: what edits of an image classifier do to all other predictions (sections 4.1 and 4.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from editable_hf.core.constraints import ClassConstraint
+from editable_hf.core.editing import edit, edited
+from editable_hf.core.editors import Editor, Params
+from editable_hf.core.functional import eval_mode
+from editable_hf.core.replay import Recording, record
+from editable_hf.core.selection import select_parameters
+from editable_hf.evaluation.edits import EditEvaluator, Record, Request, mean_of_moved
+
+
+class ErrorDrawdownEvaluator(EditEvaluator):
+    """Measures edits of one image classifier over one test set.
+
+    What the model computes before its first edited layer is the same after every edit: it runs once for a group of
+    edits, a batch of images at a time, and several edits of a group run from there together (`vmap`). Exact.
+
+    Records also have `before` and `after` (the class predicted for the request's image), `error_rate` of the edited
+    model (fraction in [0, 1]) and `changed` (index and new class of each test image whose prediction changed).
+
+    Args:
+        model: The model to edit; it is left as it was.
+        dataset: The test set, rows with `pixel_values` `(channels, height, width)` and `labels`.
+        edit_images: What `image_index` of a request refers to, rows with `pixel_values`; `dataset` if not given.
+        layers: What an edit may move.
+        batch_size: Images that are classified together.
+        gigabytes: Memory for the parameters of the edits for which the part that they share runs once.
+        edits_together: Edits that run as one batch, by default 8 on a GPU. On a CPU it is 1: a batch of convolutions
+            with different weights is not faster there.
+        num_workers: Processes that load images.
+    """
+
+    request_keys = ("id", "image_index", "label", "target")
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dataset: Dataset,
+        edit_images: Dataset | None = None,
+        *,
+        layers: str | Iterable[str] = "chain3",
+        batch_size: int = 250,
+        gigabytes: float = 4.0,
+        edits_together: int | None = None,
+        num_workers: int = 0,
+    ):
+        if edits_together is None:
+            edits_together = 1 if model.device.type == "cpu" else 8
+        if not gigabytes > 0 or edits_together < 1:
+            raise ValueError(
+                f"`gigabytes` must be above 0 and `edits_together` at least 1, got {gigabytes} and {edits_together}."
+            )
+        self.model, self.edit_images = model, dataset if edit_images is None else edit_images
+        selected = select_parameters(model, layers)
+        self.layers, self._edits_together = list(selected), edits_together
+        num_bytes = 2 * sum(param.nbytes for param in selected.values())  # by themselves, and stacked
+        self.group_size = max(1, int(1e9 * gigabytes / num_bytes))
+        self._loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+        self.before = self.predict([], progress="unedited model")[0]
+        self.error_rate = self.error_rate_of(self.before)
+        self.num_images = len(self.labels)
+
+    def predict(self, edits: Sequence[Params], progress: str | None = None) -> Tensor:
+        """Predicted classes of the unedited model and after each edit, `(1 + num_edits, num_images)`."""
+        own = dict(self.model.named_parameters())
+        watched = [own[name] for name in self.layers]
+        parts = [edits[start : start + self._edits_together] for start in range(0, len(edits), self._edits_together)]
+        stacks = [_stack(part, self.layers) for part in parts]
+        batches, labels = [], []
+        with eval_mode(self.model), torch.no_grad():
+            for batch in tqdm(self._loader, desc=progress, disable=progress is None, unit="batch", leave=False):
+                images = batch["pixel_values"].to(self.model.device, self.model.dtype)
+                with record(self.model, watched) as recording:
+                    logits = [self.model(pixel_values=images).logits.unsqueeze(0)]
+                for stack in stacks:
+                    logits.append(_replay_all(recording, stack))
+                batches.append(torch.cat(logits).argmax(-1).cpu())
+                labels.append(batch["labels"])
+        self.labels = torch.cat(labels)
+        return torch.cat(batches, dim=1)
+
+    def error_rate_of(self, predictions: Tensor) -> float:
+        """Fraction of wrong ones among the predictions for the test set, `(num_images,)`."""
+        return (predictions != self.labels).double().mean().item()
+
+    def _measure(
+        self, requests: Sequence[Request], editor: Editor, max_steps: int, progress: str | None
+    ) -> list[Record]:
+        results, records = [], []
+        for request in requests:
+            inputs = self.request_inputs(request)
+            start = time.perf_counter()
+            result = edit(self.model, ClassConstraint(inputs, request["target"]), editor, self.layers, max_steps)
+            seconds = time.perf_counter() - start
+            before = int(self.classify(inputs["pixel_values"]))
+            with edited(self.model, result):
+                after = int(self.classify(inputs["pixel_values"]))
+            results.append(result)
+            records.append(
+                {
+                    **{key: request[key] for key in self.request_keys},
+                    "before": before,
+                    "after": after,
+                    "success": result.success,
+                    "num_steps": result.num_steps,
+                    "loss_before": result.history[0],
+                    "loss_after": result.history[-1],
+                    "edit_seconds": seconds,
+                }
+            )
+        moved = [result.params for result in results if result.num_steps > 0]
+        outputs = iter(self.predict(moved, progress)[1:] if moved else ())
+        for one, result in zip(records, results, strict=True):
+            one |= self._changes(next(outputs) if result.num_steps > 0 else self.before)
+        return records
+
+    def request_inputs(self, request: Request) -> dict[str, Tensor]:
+        """The model's inputs for the image of a request."""
+        images = self.edit_images[request["image_index"]]["pixel_values"].unsqueeze(0)
+        return {"pixel_values": images.to(self.model.device, self.model.dtype)}
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Classes that the model as it stands predicts, `(batch,)`, on the CPU."""
+        with eval_mode(self.model), torch.no_grad():
+            return self.model(pixel_values=images).logits.argmax(-1).cpu()
+
+    def _changes(self, predictions: Tensor) -> Record:
+        changed = (predictions != self.before).nonzero().squeeze(1).tolist()
+        return {
+            "error_rate": self.error_rate_of(predictions),
+            "num_changed": len(changed),
+            "changed": [[index, int(predictions[index])] for index in changed],
+        }
+
+    def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+        """One row of Tables 1 to 5 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
+
+        Args:
+            name: Name of the row.
+            records: What `evaluate` returned.
+            extra: Further entries of the row.
+
+        Returns:
+            `error_rate` of the unedited model, `drawdown` (mean absolute difference to it, a fraction),
+            `drawdown_signed` (mean of after - before), `drawdown_moved` (mean over the edits that took a step),
+            `success_rate` and `verified_rate` (the class is predicted afterwards; ties apart the same),
+            `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_images`, `outputs_changed`
+            (mean fraction of test images), `edit_seconds`; intervals under `intervals`.
+        """
+        row = self._summary(name, records, num_images=self.num_images, **extra)
+        drawdowns = [abs(record["error_rate"] - self.error_rate) for record in records]
+        return {**row, "error_rate": self.error_rate, "drawdown_moved": mean_of_moved(drawdowns, records)}
+
+    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+        differences = [record["error_rate"] - self.error_rate for record in records]
+        return {
+            "drawdown": [abs(value) for value in differences],
+            "drawdown_signed": differences,
+            "verified_rate": [record["after"] == record["target"] for record in records],
+            "outputs_changed": [record["num_changed"] / self.num_images for record in records],
+        }
+
+
+def _stack(edits: Sequence[Params], names: Sequence[str]) -> Params:
+    return {name: torch.stack([params[name] for params in edits]) for name in names}
+
+
+def _replay_all(recording: Recording, stack: Params) -> Tensor:
+    """Logits after each of some edits, `(num_edits, batch, num_classes)`."""
+    if len(next(iter(stack.values()))) == 1:
+        return recording.replay({name: values[0] for name, values in stack.items()}).logits.unsqueeze(0)
+    return torch.func.vmap(lambda params: recording.replay(params).logits)(stack)

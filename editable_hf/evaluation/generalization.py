@@ -1,0 +1,155 @@
+"""Does an edit carry over to similar inputs? (section 4.3.1)"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from editable_hf.core.constraints import ClassConstraint
+from editable_hf.core.editing import edit, edited
+from editable_hf.core.editors import Editor
+from editable_hf.core.functional import eval_mode
+from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.edits import Record, Request
+
+Embedding = Callable[[Tensor], Tensor]
+
+
+def pooled_embedding(model: PreTrainedModel) -> Embedding:
+    """The pooled features of a Hugging Face vision model without a head (`AutoModel`), as an embedding."""
+
+    def embed(images: Tensor) -> Tensor:
+        with eval_mode(model), torch.no_grad():
+            return model(pixel_values=images.to(model.device, model.dtype)).pooler_output.flatten(1)
+
+    return embed
+
+
+def nearest_images(
+    queries: Dataset,
+    candidates: Dataset,
+    embed: Embedding,
+    *,
+    batch_size: int = 250,
+    exclude_same_index: bool = False,
+    progress: str | None = "embedding",
+) -> Tensor:
+    """The most similar candidate of each query: the one with the largest cosine between their embeddings.
+
+    Args:
+        queries: Rows with `pixel_values`.
+        candidates: Rows with `pixel_values`.
+        embed: From images `(batch, channels, height, width)` to `(batch, dim)`; InceptionV3 in the paper.
+        batch_size: Images that are embedded together.
+        exclude_same_index: No query is its own neighbour; for queries and candidates that are the same dataset.
+        progress: Title of the progress bar, none if `None`.
+
+    Returns:
+        Indices into `candidates`, `(num_queries,)`, int64.
+    """
+
+    def directions(dataset: Dataset) -> Tensor:
+        loader = DataLoader(dataset, batch_size=batch_size)
+        bar = tqdm(loader, desc=progress, disable=progress is None, unit="batch")
+        return torch.cat([F.normalize(embed(batch["pixel_values"]).float(), dim=1).cpu() for batch in bar])
+
+    of_candidates = directions(candidates)
+    of_queries = of_candidates if queries is candidates else directions(queries)
+    nearest = []
+    for start in range(0, len(of_queries), batch_size):
+        cosines = of_queries[start : start + batch_size] @ of_candidates.T
+        if exclude_same_index:
+            rows = torch.arange(len(cosines))
+            cosines[rows, start + rows] = -torch.inf
+        nearest.append(cosines.argmax(1))
+    return torch.cat(nearest)
+
+
+def evaluate_generalization(
+    model: PreTrainedModel,
+    requests: Iterable[Request],
+    edit_images: Dataset,
+    neighbour_images: Dataset,
+    neighbours: Sequence[int] | Tensor,
+    editor: Editor,
+    layers: str | Iterable[str],
+    *,
+    num_augmentations: int = 5,
+    max_steps: int = 10,
+    seed: int = 0,
+    progress: str | None = "generalization",
+) -> list[Record]:
+    """Edits several augmentations of an image at once and classifies augmentations of its nearest neighbour.
+
+    Args:
+        model: The model to edit; it is left as it was.
+        requests: Rows with `id`, `image_index`, `target`.
+        edit_images: What `image_index` refers to; rows with `pixel_values`, augmented anew at each access.
+        neighbour_images: Where the neighbours are; likewise augmented.
+        neighbours: Index of the neighbour of each image of `edit_images`, see [`nearest_images`].
+        editor: How to edit.
+        layers: What an edit may move.
+        num_augmentations: Of each image, 5 in the paper.
+        max_steps: k in Eq. 1; the constraint is that all augmentations get the class.
+        seed: Decides the augmentations.
+        progress: Title of the progress bar, none if `None`.
+
+    Returns:
+        One record for each request: `id`, `image_index`, `target`, `neighbour`, `success`, `num_steps`, `before` and
+        `after` (fraction of the neighbour's augmentations with the wanted class), `edit_seconds`.
+    """
+    records = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for request in tqdm(list(requests), desc=progress, disable=progress is None, unit="edit"):
+            image, target = request["image_index"], request["target"]
+            own = _augmentations(edit_images, image, num_augmentations, model)
+            other = _augmentations(neighbour_images, int(neighbours[image]), num_augmentations, model)
+            start = time.perf_counter()
+            result = edit(model, ClassConstraint({"pixel_values": own}, target), editor, layers, max_steps)
+            seconds = time.perf_counter() - start
+            before = _share(model, other, target)
+            with edited(model, result):
+                after = _share(model, other, target)
+            records.append(
+                {
+                    **{key: request[key] for key in ("id", "image_index", "target")},
+                    "neighbour": int(neighbours[image]),
+                    "success": result.success,
+                    "num_steps": result.num_steps,
+                    "before": before,
+                    "after": after,
+                    "edit_seconds": seconds,
+                }
+            )
+    return records
+
+
+def summarize_generalization(name: str, records: Sequence[Request]) -> dict[str, Any]:
+    """Means over the edits of [`evaluate_generalization`], with 95% bootstrap intervals."""
+    keys = ("success", "num_steps", "before", "after", "edit_seconds")
+    intervals = {key: bootstrap_mean([record[key] for record in records]) for key in keys}
+    return {
+        "name": name,
+        **{key: interval.mean for key, interval in intervals.items()},
+        "num_edits": len(records),
+        "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
+    }
+
+
+def _augmentations(dataset: Dataset, index: int, count: int, model: PreTrainedModel) -> Tensor:
+    images = torch.stack([dataset[index]["pixel_values"] for _ in range(count)])
+    return images.to(model.device, model.dtype)
+
+
+def _share(model: PreTrainedModel, images: Tensor, target: int) -> float:
+    with eval_mode(model), torch.no_grad():
+        return (model(pixel_values=images).logits.argmax(-1) == target).double().mean().item()

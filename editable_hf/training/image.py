@@ -1,0 +1,128 @@
+"""`EditableImageTrainer`: Editable Training and fine-tuning of image classifiers (sections 4.1 and 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import EvalPrediction, Trainer
+
+from editable_hf.core.constraints import ClassConstraint
+from editable_hf.core.functional import eval_mode
+from editable_hf.core.losses import distillation_loss, locality_loss
+from editable_hf.data.image_requests import ImageEditRequests, classes_at_ranks
+from editable_hf.data.requests import RequestOrder
+from editable_hf.training.accumulation import count_labels
+from editable_hf.training.arguments import EditableImageTrainingArguments
+from editable_hf.training.attached_editor import separate_group
+from editable_hf.training.mixin import EditableTrainerMixin
+
+
+class EditableImageTrainer(EditableTrainerMixin, Trainer):
+    """`Trainer` that trains an image classifier so that a few gradient steps on a few layers fix a given mistake.
+
+    Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The base
+    forward runs first and in train mode; edits run in eval mode and never change BatchNorm's statistics.
+
+    With `base_loss="distillation"` the base loss is the KL to the network that training started from, on the same
+    crops (section 4.3); the paper's distillation baseline is that without `edit_dataset`.
+
+    Args:
+        model: Any Hugging Face image classifier.
+        args: [`EditableImageTrainingArguments`].
+        edit_dataset: Rows with `pixel_values` `(channels, height, width)` and either `target`, the wanted class, or
+            `rank`, its 0-based place among the predictions that the model makes at that moment (section 4.3.1); see
+            [`ImageEditRequests`]. Without it the trainer minimises the base loss alone.
+        kwargs: Everything else that `Trainer` takes. `train_dataset` and `eval_dataset` give `pixel_values` and
+            `labels`; `compute_metrics` is the error rate unless given.
+
+    Raises:
+        ValueError: At construction for FSDP, DeepSpeed, DataParallel, unknown layers, an empty request dataset or one
+            whose rows lack a column, or an `extra_learning_rate` for a model without an extra block.
+    """
+
+    def __init__(self, model, args: EditableImageTrainingArguments, *, edit_dataset=None, **kwargs):
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = _error_rate
+            kwargs.setdefault("preprocess_logits_for_metrics", _predicted_classes)
+        super().__init__(model=model, args=args, **kwargs)
+        if edit_dataset is not None:
+            _check_requests(edit_dataset)
+        self._init_editable(edit_dataset)
+        self._extra = [p for name, p in self.model.named_parameters() if "extra" in name.split(".")]
+        if args.extra_learning_rate is not None and not self._extra:
+            raise ValueError(
+                f"`extra_learning_rate` is {args.extra_learning_rate}, but {type(self.model).__name__} has no extra "
+                "block. Leave it unset, or wrap the model with `ExtraBlockForImageClassification.from_backbone`."
+            )
+        if isinstance(edit_dataset, ImageEditRequests):
+            self._order = RequestOrder(len(edit_dataset), args, endless=edit_dataset.endless)
+
+    def request_constraint(self, request: Mapping[str, Any]) -> ClassConstraint:
+        inputs = {"pixel_values": request["pixel_values"].unsqueeze(0).to(self.args.device, self.model.dtype)}
+        if "target" in request:
+            return ClassConstraint(inputs, int(request["target"]))
+        with eval_mode(self.model), torch.no_grad():
+            logits = self.model(**inputs).logits
+        return ClassConstraint(inputs, int(classes_at_ranks(logits, torch.tensor([request["rank"]]))))
+
+    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
+        return locality_loss(reference_logits, edited_logits)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, count_labels(samples, self.accelerator)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        editable = self.edit_dataset is not None and self.model.training
+        batch = self.locality_batch(inputs, labels) if editable else None
+        with batch.recorded() if editable else nullcontext():
+            outputs = model(**inputs)
+        loss = self._base_loss(outputs.logits, labels, inputs, num_items_in_batch)
+        if editable:
+            loss = self.add_edit_terms(loss, batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
+        """Mean over the images of the whole accumulated batch (of this batch in evaluation)."""
+        weight = 1.0 if num_items is None else len(labels) / num_items
+        if self.teacher is not None and self.model.training:
+            with torch.no_grad():
+                teacher_logits = self.teacher(**inputs).logits
+            return weight * distillation_loss(teacher_logits, logits)
+        if self.compute_loss_func is not None:
+            return self.compute_loss_func({"logits": logits}, labels, num_items_in_batch=num_items)
+        return weight * F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        args = self.args
+        if args.extra_learning_rate is not None:
+            separate_group(optimizer, self._extra, args.extra_learning_rate, args.weight_decay)
+        return optimizer
+
+
+def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def _error_rate(prediction: EvalPrediction) -> dict[str, float]:
+    """Fraction in [0, 1]."""
+    return {"error_rate": float((prediction.predictions != prediction.label_ids).mean())}
+
+
+def _check_requests(edit_dataset) -> None:
+    if len(edit_dataset) == 0:
+        raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")
+    row = edit_dataset[0]
+    if "pixel_values" not in row or not {"target", "rank"} & set(row):
+        raise ValueError(
+            f"`edit_dataset` must give rows with `pixel_values` and `target` (or `rank`), got {sorted(row)}. Build it "
+            "with `ImageEditRequests`."
+        )
