@@ -1,0 +1,126 @@
+import json
+import logging
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from editable_hf.models import StemResNetConfig, StemResNetForImageClassification
+
+SIZES = {"embedding_size": 4, "hidden_sizes": [4, 6, 8, 10], "depths": [2, 1, 2, 1], "num_labels": 3}
+
+
+def with_random_statistics(model):
+    """In float64 and eval mode, BatchNorm's statistics and weights far from those of a new model."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.05, 0.5)
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.3)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    return model.double().eval()
+
+
+@pytest.fixture
+def build():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield lambda **options: with_random_statistics(
+            StemResNetForImageClassification(StemResNetConfig(**SIZES, **options))
+        )
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def reference_logits(state, images, depths, cifar_stem):
+    """ResNet of basic blocks as in He et al. (2016), from named tensors; 1x1 convolutions where the shape changes."""
+
+    def convolution(name, x, stride):
+        weight = state[f"{name}.convolution.weight"]
+        x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        keys = ("running_mean", "running_var", "weight", "bias")
+        mean, variance, scale, shift = (state[f"{name}.normalization.{key}"].view(-1, 1, 1) for key in keys)
+        return (x - mean) * scale / torch.sqrt(variance + 1e-5) + shift
+
+    x = convolution("resnet.embedder.embedder", images, 1 if cifar_stem else 2).clamp(min=0)
+    if not cifar_stem:
+        padded = F.pad(x, (1, 1, 1, 1), value=-torch.inf)
+        x = padded.unfold(2, 3, 2).unfold(3, 3, 2).amax((4, 5))
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            name = f"resnet.encoder.stages.{stage}.layers.{block}"
+            stride = 2 if stage > 0 and block == 0 else 1
+            residual = convolution(f"{name}.layer.0", x, stride).clamp(min=0)
+            residual = convolution(f"{name}.layer.1", residual, 1)
+            if f"{name}.shortcut.convolution.weight" in state:
+                x = convolution(f"{name}.shortcut", x, stride)
+            x = (x + residual).clamp(min=0)
+    return x.mean((2, 3)) @ state["classifier.1.weight"].T + state["classifier.1.bias"]
+
+
+@pytest.mark.parametrize("cifar_stem", [False, True])
+def test_logits_against_an_independent_implementation(cifar_stem, build, images):
+    model = build(cifar_stem=cifar_stem)
+    expected = reference_logits(model.state_dict(), images, SIZES["depths"], cifar_stem)
+    assert expected.std(0).min() > 0.01  # the images make a difference
+    torch.testing.assert_close(model(images).logits, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"cifar_stem": True, "num_labels": 10}, 11_173_962), ({"num_labels": 1000}, 11_689_512)],
+)
+def test_number_of_parameters_of_resnet18(options, count):
+    with torch.device("meta"):
+        model = StemResNetForImageClassification(StemResNetConfig(**options))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_imagenet_stem_is_the_resnet_of_hugging_face(build, images):
+    model = build()
+    other = ResNetForImageClassification(ResNetConfig(**SIZES, layer_type="basic")).double().eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(images).logits, other(images).logits)
+
+
+def test_checkpoint_of_hugging_face_loads(build, images, tmp_path, caplog, monkeypatch):
+    other = ResNetForImageClassification(ResNetConfig(**SIZES, layer_type="basic"))
+    with_random_statistics(other).save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model, info = StemResNetForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and not caplog.records
+    assert torch.equal(model(images).logits, other(images).logits)
+    assert model.config.model_type == "stem_resnet" and not model.config.cifar_stem
+
+
+def test_other_stem_is_not_loaded_silently(build, tmp_path):
+    build().save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="mismatched"):
+        StemResNetForImageClassification.from_pretrained(tmp_path, cifar_stem=True)
+    options = {"cifar_stem": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = StemResNetForImageClassification.from_pretrained(tmp_path, **options)
+    assert {key[0] for key in info["mismatched_keys"]} == {"resnet.embedder.embedder.convolution.weight"}
+    assert 0.05 < model.resnet.embedder.embedder.convolution.weight.std() < 1
+
+
+def test_stem_is_saved(tmp_path):
+    StemResNetConfig(cifar_stem=True).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["cifar_stem"] is True and saved["model_type"] == "stem_resnet"
+    config = StemResNetConfig.from_pretrained(tmp_path)
+    assert config.cifar_stem and config.depths == [2, 2, 2, 2] and config.layer_type == "basic"
+    assert config.hidden_sizes == [64, 128, 256, 512]
+
+
+def test_stem_keeps_the_size_of_small_images(build, images):
+    for cifar_stem, size in ((True, 32), (False, 8)):
+        assert build(cifar_stem=cifar_stem).resnet.embedder(images).shape == (3, 4, size, size)
+
+
+def test_mean_loss_is_left_to_the_trainer_to_divide():
+    # `Trainer` looks for this attribute: the loss is a mean over the batch, whatever `forward` takes.
+    assert StemResNetForImageClassification.accepts_loss_kwargs is False
