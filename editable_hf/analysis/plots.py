@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plots_available() -> bool:
     """Whether the `plots` extra is installed."""
     return find_spec("matplotlib") is not None
+
+
+def _pyplot():
+    if not plots_available():
+        raise ImportError('Pictures need matplotlib: pip install "editable_hf[plots]".')
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
@@ -26,12 +38,7 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     Raises:
         ImportError: Without matplotlib, naming the extra.
     """
-    if not plots_available():
-        raise ImportError('Pictures need matplotlib: pip install "editable_hf[plots]".')
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = _pyplot()
     from matplotlib.ticker import FixedLocator
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -48,5 +55,41 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws the mean drawdown of the error rate with its interval by layers, one colour an editor (Table 2).
+
+    Args:
+        rows: With `name`, `layers`, `drawdown` (a fraction) and `intervals`.
+        path: PNG file to write.
+        title: Title of the picture.
+
+    Raises:
+        ImportError: Without matplotlib, naming the extra.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    layers, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layers", "name"))
+    for name, colour in zip(names, _COLOURS, strict=False):
+        own = [row for row in rows if row["name"] == name]
+        offset = 0.1 * (names.index(name) - (len(names) - 1) / 2)
+        means = [100 * row["drawdown"] for row in own]
+        low, high = zip(*(row["intervals"]["drawdown"] for row in own), strict=True)
+        errors = [
+            [mean - 100 * value for mean, value in zip(means, low, strict=True)],
+            [100 * value - mean for mean, value in zip(means, high, strict=True)],
+        ]
+        places = [layers.index(row["layers"]) + offset for row in own]
+        axes.errorbar(places, means, yerr=errors, color=colour, marker="o", linestyle="none", capsize=3, label=name)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set(ylabel="drawdown of the error rate (points)", title=title, yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

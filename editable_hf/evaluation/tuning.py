@@ -1,0 +1,116 @@
+"""Hyperparameters of an editor: as local as possible, and reliable enough (section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
+
+# Learning rates that are tried. The first two scale the gradient of l_e, the others set the size of a step.
+_LEARNING_RATES = {
+    "gd": (1e-5, 1.0),
+    "momentum": (1e-5, 1.0),
+    "scaled_gd": (1e-3, 10.0),
+    "rprop": (1e-5, 1e-1),
+    "rmsprop": (1e-5, 1e-1),
+    "adam": (1e-5, 1e-1),
+}
+
+
+class TunedEditor(NamedTuple):
+    """The best trial of a study.
+
+    Attributes:
+        hyperparameters: Of the editor, by name.
+        drawdown: On the tuning data, a fraction.
+        success_rate: Same.
+        num_trials: Trials that were completed.
+        feasible: Whether the success rate is as high as asked for.
+    """
+
+    hyperparameters: dict[str, float]
+    drawdown: float
+    success_rate: float
+    num_trials: int
+    feasible: bool
+
+
+def tune_editor(
+    measure: Callable[[Editor], Mapping[str, Any]],
+    editor: str,
+    *,
+    storage: Path,
+    study_name: str,
+    num_trials: int = 30,
+    min_success_rate: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> TunedEditor:
+    """Finds the hyperparameters with the smallest drawdown among those with which enough edits succeed.
+
+    A study is continued where it was: call again after a kill, or from several processes at once.
+
+    Args:
+        measure: Gives `drawdown` and `success_rate` of an editor (an evaluator's `summarize` of its `evaluate`), with
+            edits and on images that are not those reported on. Not called for a study that is complete.
+        editor: A key of `EDITORS`.
+        storage: SQLite file for the studies, made if missing.
+        study_name: Name of this study within the file; another one for anything that `measure` depends on.
+        num_trials: Trials that are completed when this returns, of all processes together.
+        min_success_rate: 95% in the paper.
+        seed: Of the sampler.
+        progress: Show a progress bar.
+
+    Raises:
+        ImportError: Without optuna, naming the extra.
+        ValueError: For an unknown editor.
+    """
+    if editor not in EDITORS:
+        raise ValueError(f"Unknown editor {editor!r}. Choose one of: {', '.join(EDITORS)}.")
+    if find_spec("optuna") is None:
+        raise ImportError('Tuning needs optuna: pip install "editable_hf[vision]".')
+    import optuna
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    def objective(trial: optuna.Trial) -> float:
+        values = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES[editor], log=True)}
+        values |= {name: trial.suggest_float(name, *bounds) for name, bounds in EDITORS[editor].bounds.items()}
+        built = LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **values).build()
+        row = measure(built)
+        trial.set_user_attr("success_rate", row["success_rate"])
+        return row["drawdown"]
+
+    def shortfall(trial: optuna.trial.FrozenTrial) -> list[float]:
+        return [min_success_rate - trial.user_attrs["success_rate"]]
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        url = f"sqlite:///{storage}"
+        study = optuna.create_study(storage=url, study_name=study_name, load_if_exists=True)
+        done = len(study.get_trials(states=[TrialState.COMPLETE]))
+        # Another seed after a kill: the same one would suggest the first trials again.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constraints_func=shortfall)
+        if done < num_trials:
+            stop = MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))
+            study.optimize(objective, n_trials=num_trials - done, callbacks=[stop], show_progress_bar=progress)
+    finally:
+        optuna.logging.set_verbosity(level)
+    return best_trial(study.get_trials(states=[TrialState.COMPLETE]), min_success_rate)
+
+
+def best_trial(trials: Sequence[Any], min_success_rate: float) -> TunedEditor:
+    """The smallest drawdown among the reliable trials; without any, the most reliable one."""
+
+    def rank(trial) -> tuple[float, float]:
+        missing = max(0.0, min_success_rate - trial.user_attrs["success_rate"])
+        return missing, trial.value if math.isfinite(trial.value) else math.inf
+
+    best = min(trials, key=rank)
+    success_rate = best.user_attrs["success_rate"]
+    return TunedEditor(dict(best.params), best.value, success_rate, len(trials), success_rate >= min_success_rate)
