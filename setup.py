@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.8"],
-        "vision": ["pillow>=10", "scikit-learn>=1.4", "optuna>=4"],
+        "vision": ["pillow>=10", "scikit-learn>=1.4", "optuna>=5"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6",
@@ -39,7 +39,7 @@ setup(
             "matplotlib>=3.8",
             "pillow>=10",
             "scikit-learn>=1.4",
-            "optuna>=4",
+            "optuna>=5",
         ],
     },
 )

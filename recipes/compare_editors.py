@@ -39,16 +39,19 @@ def main(config: CompareConfig, editors: list[str] | None = None) -> None:
     common = {"data": asdict(config.data), "model": asdict(config.model), "seed": config.seed}
     trained = stages.run("model", {**common, "training": config.training}, [], partial(train, config, images))
     rows = []
-    for editor, choices in config.cells.items():
-        if editors is not None and editor not in editors:
-            continue
-        for layers in choices:
-            tuned = tune(config, images, trained, editor, layers)._asdict()
-            build = partial(evaluate, config, images, trained, tuned, editor, layers)
-            inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
-            cell = stages.run(f"edits-{editor}-{layers}", {**inputs, "tuned": tuned}, [trained], build)
-            rows.append(json.loads((cell.folder / "row.json").read_text(encoding="utf-8")))
+    for editor, layers in cells(config.cells if editors is None else {name: config.cells[name] for name in editors}):
+        tuned = tune(config, images, trained, editor, layers)._asdict()
+        build = partial(evaluate, config, images, trained, tuned, editor, layers)
+        inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
+        cell = stages.run(f"edits-{editor}-{layers}", {**inputs, "tuned": tuned}, [trained], build)
+        rows.append(json.loads((cell.folder / "row.json").read_text(encoding="utf-8")))
     report(config, images, rows, Path(config.output_dir))
+
+
+def cells(choices: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Editors and layers: first the first choice of each editor, so that a table of all editors is there early."""
+    places = range(max(map(len, choices.values())))
+    return [(editor, layers[place]) for place in places for editor, layers in choices.items() if place < len(layers)]
 
 
 def num_edits(config: CompareConfig, layers: str) -> int:

@@ -20,6 +20,9 @@ from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.edits import EditEvaluator, Record, Request, mean_of_moved
 
+# What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.
+_LARGEST_GROUP = 100
+
 
 class ErrorDrawdownEvaluator(EditEvaluator):
     """Measures edits of one image classifier over one test set.
@@ -36,7 +39,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         edit_images: What `image_index` of a request refers to, rows with `pixel_values`; `dataset` if not given.
         layers: What an edit may move.
         batch_size: Images that are classified together.
-        gigabytes: Memory for the parameters of the edits for which the part that they share runs once.
+        gigabytes: Memory for the parameters of the edits for which the part that they share runs once, at most 100.
         edits_together: Edits that run as one batch, by default 8 on a GPU. On a CPU it is 1: a batch of convolutions
             with different weights is not faster there.
         num_workers: Processes that load images.
@@ -66,8 +69,8 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         selected = select_parameters(model, layers)
         self.layers, self._edits_together = list(selected), edits_together
         num_bytes = 2 * sum(param.nbytes for param in selected.values())  # by themselves, and stacked
-        self.group_size = max(1, int(1e9 * gigabytes / num_bytes))
-        self._loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+        self.group_size = max(1, min(_LARGEST_GROUP, int(1e9 * gigabytes / num_bytes)))
+        self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
         self.before = self.predict([], progress="unedited model")[0]
         self.error_rate = self.error_rate_of(self.before)
         self.num_images = len(self.labels)
@@ -80,7 +83,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         stacks = [_stack(part, self.layers) for part in parts]
         batches, labels = [], []
         with eval_mode(self.model), torch.no_grad():
-            for batch in tqdm(self._loader, desc=progress, disable=progress is None, unit="batch", leave=False):
+            for batch in tqdm(self.loader, desc=progress, disable=progress is None, unit="batch", leave=False):
                 images = batch["pixel_values"].to(self.model.device, self.model.dtype)
                 with record(self.model, watched) as recording:
                     logits = [self.model(pixel_values=images).logits.unsqueeze(0)]

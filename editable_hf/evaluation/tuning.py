@@ -83,10 +83,8 @@ def tune_editor(
         built = LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **values).build()
         row = measure(built)
         trial.set_user_attr("success_rate", row["success_rate"])
+        trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
         return row["drawdown"]
-
-    def shortfall(trial: optuna.trial.FrozenTrial) -> list[float]:
-        return [min_success_rate - trial.user_attrs["success_rate"]]
 
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -95,7 +93,7 @@ def tune_editor(
         study = optuna.create_study(storage=url, study_name=study_name, load_if_exists=True)
         done = len(study.get_trials(states=[TrialState.COMPLETE]))
         # Another seed after a kill: the same one would suggest the first trials again.
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constraints_func=shortfall)
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
         if done < num_trials:
             stop = MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))
             study.optimize(objective, n_trials=num_trials - done, callbacks=[stop], show_progress_bar=progress)
