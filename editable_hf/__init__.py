@@ -4,6 +4,7 @@ from editable_hf.core import (
     ClassConstraint,
     EditResult,
     EditStack,
+    JointConstraint,
     LearnableEditor,
     SequenceConstraint,
     adam,
@@ -16,6 +17,8 @@ from editable_hf.core import (
     scaled_gd,
     select_parameters,
 )
+from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
+from editable_hf.data.images import load_image_data
 from editable_hf.data.requests import make_edit_requests, read_edit_requests, request_constraint
 from editable_hf.data.translation import load_translation_data
 from editable_hf.training import (
@@ -36,6 +39,8 @@ __all__ = [
     "EditableSeq2SeqTrainer",
     "EditableSeq2SeqTrainingArguments",
     "EditorConfig",
+    "ImageEditRequests",
+    "JointConstraint",
     "LearnableEditor",
     "SequenceConstraint",
     "__version__",
@@ -43,8 +48,10 @@ __all__ = [
     "edit",
     "edited",
     "gd",
+    "load_image_data",
     "load_translation_data",
     "make_edit_requests",
+    "make_image_requests",
     "momentum",
     "read_edit_requests",
     "request_constraint",

@@ -39,7 +39,9 @@ def main(config: CompareConfig, editors: list[str] | None = None) -> None:
     common = {"data": asdict(config.data), "model": asdict(config.model), "seed": config.seed}
     trained = stages.run("model", {**common, "training": config.training}, [], partial(train, config, images))
     rows = []
-    for editor, layers in cells(config.cells if editors is None else {name: config.cells[name] for name in editors}):
+    for editor, layers in cells(
+        {name: value for name, value in config.cells.items() if editors is None or name in editors}
+    ):
         tuned = tune(config, images, trained, editor, layers)._asdict()
         build = partial(evaluate, config, images, trained, tuned, editor, layers)
         inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
@@ -151,9 +153,12 @@ def parse_args() -> tuple[CompareConfig, list[str] | None]:
     args = vars(parser.parse_args())
     editors = args.pop("editors")
     try:
-        return load_config(**args), editors
+        config = load_config(**args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if editors is not None and not set(editors) & set(config.cells):
+        parser.error(f"--editors: {args['config']} has cells for {', '.join(config.cells)}, not for {editors}.")
+    return config, editors
 
 
 if __name__ == "__main__":

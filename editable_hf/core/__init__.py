@@ -1,6 +1,6 @@
 """The functional core: editors, the edit loop, constraints and losses. Imports torch and nothing else."""
 
-from editable_hf.core.constraints import ClassConstraint, SequenceConstraint
+from editable_hf.core.constraints import ClassConstraint, JointConstraint, SequenceConstraint
 from editable_hf.core.editing import EditResult, EditStack, edit, edited
 from editable_hf.core.editors import (
     EDITORS,
@@ -25,6 +25,7 @@ __all__ = [
     "EditStack",
     "Editor",
     "FunctionalModel",
+    "JointConstraint",
     "LearnableEditor",
     "SequenceConstraint",
     "adam",

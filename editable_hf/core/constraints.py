@@ -6,7 +6,7 @@ its own inputs. Any callable of that form can be given to [`edit`].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,8 @@ from editable_hf.core.functional import FunctionalModel
 from editable_hf.core.prefix_trie import PrefixTrie, head_from
 
 IGNORE_INDEX = -100
+
+Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class ClassConstraint:
     Args:
         inputs: Keyword inputs of the model, for one example or a batch.
         target: Index of the wanted class.
+
+    Raises:
+        ValueError: When called, if the model has no such class.
     """
 
     inputs: Mapping[str, Tensor]
@@ -37,6 +42,8 @@ class ClassConstraint:
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
         logits = model(params, **self.inputs).logits  # (num_examples, num_classes)
+        if not 0 <= self.target < logits.shape[1]:
+            raise ValueError(f"`target` must be a class from 0 to {logits.shape[1] - 1}, got {self.target}.")
         is_target = torch.arange(logits.shape[1], device=logits.device) == self.target
         others = logits.masked_fill(is_target, -torch.inf)
         return (others.amax(1) - logits[:, self.target]).max()
@@ -172,6 +179,36 @@ class SequenceConstraint:
             decoder_input_ids=self.decoder_input_ids.to(device),
             labels=self.labels.to(device),
         )
+
+
+@dataclass(frozen=True)
+class JointConstraint:
+    """Several constraints at once: `<= 0` exactly when every one of them is.
+
+    Args:
+        constraints: At least one.
+        reduction: `max`, the worst one (`max_j l_e_j`), which alone has a gradient; or `mean`, the mean of
+            `max(0, l_e_j)`, to which all that are not satisfied contribute.
+
+    Raises:
+        ValueError: Without a constraint, or for another reduction.
+    """
+
+    constraints: Sequence[Constraint]
+    reduction: str = "max"
+
+    def __post_init__(self):
+        if not self.constraints:
+            raise ValueError("`constraints` is empty: give at least one.")
+        if self.reduction not in ("max", "mean"):
+            raise ValueError(f"`reduction` must be 'max' or 'mean', got {self.reduction!r}.")
+
+    def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        values = [constraint(model, params) for constraint in self.constraints]
+        if self.reduction == "mean":
+            return F.relu(torch.stack(values)).mean()
+        # Picked, not reduced: a maximum would send a gradient of zeros back through all the others.
+        return values[int(torch.stack(values).detach().argmax())]
 
 
 class _Rows:

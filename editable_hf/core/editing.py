@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.selection import select_parameters
-
-Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
 
 
 class EditResult(NamedTuple):

@@ -15,9 +15,9 @@ from editable_hf.core.replay import Recording, record
 
 T = TypeVar("T")
 
-# An edit meets the batch of all alternatives and a few pairs of target and binding alternative. The bound is for
-# constraints that make new inputs at every call: their recordings would otherwise pile up.
-_MAX_RECORDINGS = 16
+# A request has the batch of all alternatives and a few pairs of target and binding alternative, and an edit may serve
+# dozens of requests. The bound is for constraints that make new inputs at every call: their recordings would pile up.
+_MAX_RECORDINGS = 256
 
 
 class FunctionalModel:

@@ -74,14 +74,11 @@ def tune_editor(
     if find_spec("optuna") is None:
         raise ImportError('Tuning needs optuna: pip install "editable_hf[vision]".')
     import optuna
-    from optuna.study import MaxTrialsCallback
-    from optuna.trial import TrialState
 
     def objective(trial: optuna.Trial) -> float:
         values = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES[editor], log=True)}
         values |= {name: trial.suggest_float(name, *bounds) for name, bounds in EDITORS[editor].bounds.items()}
-        built = LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **values).build()
-        row = measure(built)
+        row = measure(LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **values).build())
         trial.set_user_attr("success_rate", row["success_rate"])
         trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
         return row["drawdown"]
@@ -89,17 +86,28 @@ def tune_editor(
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        url = f"sqlite:///{storage}"
-        study = optuna.create_study(storage=url, study_name=study_name, load_if_exists=True)
-        done = len(study.get_trials(states=[TrialState.COMPLETE]))
-        # Another seed after a kill: the same one would suggest the first trials again.
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-        if done < num_trials:
-            stop = MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))
-            study.optimize(objective, n_trials=num_trials - done, callbacks=[stop], show_progress_bar=progress)
+        trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed, progress)
     finally:
         optuna.logging.set_verbosity(level)
-    return best_trial(study.get_trials(states=[TrialState.COMPLETE]), min_success_rate)
+    return best_trial(trials, min_success_rate)
+
+
+def _run_study(
+    objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int, progress: bool
+) -> list[Any]:
+    """The complete trials of a study, at least `num_trials`."""
+    import optuna
+    from optuna.trial import TrialState
+
+    study = optuna.create_study(storage=url, study_name=name, load_if_exists=True)
+    done = len(study.get_trials(states=[TrialState.COMPLETE]))
+    # Another seed after a kill: the same one would suggest the first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    if done < num_trials:
+        # Other processes may complete some meanwhile.
+        stop = optuna.study.MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))
+        study.optimize(objective, n_trials=num_trials - done, callbacks=[stop], show_progress_bar=progress)
+    return study.get_trials(states=[TrialState.COMPLETE])
 
 
 def best_trial(trials: Sequence[Any], min_success_rate: float) -> TunedEditor:

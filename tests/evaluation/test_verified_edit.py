@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from editable_hf import edit, edited, make_edit_requests, rmsprop
+from editable_hf.evaluation import verified_edit as module
+from editable_hf.evaluation.verified_edit import decode, joint_constraint, verified_edit
+
+LAYER = "last_decoder_layer"
+
+
+@pytest.fixture
+def wrong(trained_marian, tokenizer, sentence_pairs):
+    """Requests of which the model knows two alternatives only: the target is the translation of the next sentence."""
+    sources, targets = sentence_pairs
+    requests = make_edit_requests(
+        trained_marian, tokenizer, sources[:3], targets=targets[1:4], num_alternatives=2, progress=None
+    )
+    trained_marian.generation_config.update(num_beams=3, early_stopping=True, max_new_tokens=20, length_penalty=1.0)
+    return requests.to_list()
+
+
+def test_verified_is_what_generate_says(trained_marian, tokenizer, wrong):
+    state = {name: value.clone() for name, value in trained_marian.state_dict().items()}
+    outcomes = [verified_edit(trained_marian, tokenizer, [each], rmsprop(1e-2), LAYER, max_steps=30) for each in wrong]
+    for request, outcome in zip(wrong, outcomes, strict=True):
+        with edited(trained_marian, outcome.result):
+            inputs = tokenizer(request["source"], return_tensors="pt")
+            output = trained_marian.generate(**inputs, num_beams=3, early_stopping=True, max_new_tokens=20)
+        (text,) = tokenizer.batch_decode(output, skip_special_tokens=True)
+        assert outcome.outputs == [text]
+        assert outcome.verified == [text == request["target"]] and outcome.all_verified == outcome.verified[0]
+        assert outcome.result.success
+    assert any(outcome.all_verified for outcome in outcomes)
+    assert all(torch.equal(value, state[name]) for name, value in trained_marian.state_dict().items())
+
+
+def test_output_becomes_an_alternative(trained_marian, tokenizer, wrong):
+    once = [
+        verified_edit(trained_marian, tokenizer, [each], rmsprop(1e-3), LAYER, max_steps=100, max_rounds=1)
+        for each in wrong
+    ]
+    index = next(i for i, outcome in enumerate(once) if outcome.result.success and not outcome.all_verified)
+    request = wrong[index]
+    assert once[index].requests == [request] and once[index].num_rounds == 1
+    more = verified_edit(trained_marian, tokenizer, [request], rmsprop(1e-3), LAYER, max_steps=100, max_rounds=20)
+    added = more.requests[0]["alternatives"][len(request["alternatives"]) :]
+    assert len(added) >= 1 and tokenizer.decode(added[0], skip_special_tokens=True) == once[index].outputs[0]
+    assert more.num_rounds > 1
+    known = [tokenizer.decode(ids, skip_special_tokens=True) for ids in more.requests[0]["alternatives"]]
+    assert more.all_verified or more.outputs[0] in known  # beaten, and found by beam search all the same
+    # One edit with all the alternatives repeats the result.
+    constraint = joint_constraint(more.requests, trained_marian, 1.0)
+    again = edit(trained_marian, constraint, rmsprop(1e-3), LAYER, 100)
+    assert again.num_steps == more.result.num_steps
+    assert all(torch.equal(value, more.result.params[name]) for name, value in again.params.items())
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean"])
+def test_several_requests_at_once(trained_marian, tokenizer, wrong, reduction):
+    outcome = verified_edit(
+        trained_marian, tokenizer, wrong, rmsprop(3e-3), LAYER, max_steps=100, max_rounds=1, reduction=reduction
+    )
+    assert outcome.result.success and len(outcome.outputs) == len(outcome.verified) == 3
+    model = trained_marian.eval()
+    with edited(model, outcome.result):
+        for request in wrong:
+            assert edit(model, joint_constraint([request], model, 1.0), rmsprop(1e-3), LAYER, 0).success
+
+
+def test_edit_that_fails_ends_it(trained_marian, tokenizer, wrong):
+    outcome = verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-9), LAYER, max_steps=1)
+    assert not outcome.result.success and outcome.num_rounds == 1 and not outcome.all_verified
+
+
+def test_length_penalty_is_that_of_decoding(trained_marian, tokenizer, wrong, monkeypatch):
+    seen, original = [], module.request_constraint
+
+    def watched(request, model, length_penalty):
+        seen.append(length_penalty)
+        return original(request, model, length_penalty)
+
+    monkeypatch.setattr(module, "request_constraint", watched)
+    options = {"max_steps": 1, "max_rounds": 1}
+    trained_marian.generation_config.length_penalty = 0.6
+    verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, **options)
+    verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, length_penalty=0.0, **options)
+    trained_marian.generation_config.update(num_beams=1, early_stopping=False)
+    verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, **options)
+    assert seen == [0.6, 0.0, 0.0]
+
+
+def test_decode_keeps_the_mode(trained_marian, tokenizer, wrong):
+    trained_marian.train()
+    ids = decode(trained_marian, tokenizer, wrong[0]["source_ids"])
+    assert trained_marian.training and ids[-1] == tokenizer.eos_token_id
+
+
+def test_errors(trained_marian, tokenizer, wrong):
+    with pytest.raises(ValueError, match="at least one request and `max_rounds` of at least 1, got 0 and 5"):
+        verified_edit(trained_marian, tokenizer, [], rmsprop(1e-3), LAYER)
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, max_rounds=0)
