@@ -45,7 +45,8 @@ def main(config: CompareConfig, editors: list[str] | None = None) -> None:
         tuned = tune(config, images, trained, editor, layers)._asdict()
         build = partial(evaluate, config, images, trained, tuned, editor, layers)
         inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
-        cell = stages.run(f"edits-{editor}-{layers}", {**inputs, "tuned": tuned}, [trained], build)
+        inputs["hyperparameters"] = tuned["hyperparameters"]
+        cell = stages.run(f"edits-{editor}-{layers}", inputs, [trained], build)
         rows.append(json.loads((cell.folder / "row.json").read_text(encoding="utf-8")))
     report(config, images, rows, Path(config.output_dir))
 

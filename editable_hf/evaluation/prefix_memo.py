@@ -70,8 +70,9 @@ class PrefixMemo:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the trie's states, keys and values."""
-        return self._states.num_bytes + self._keys_values.num_bytes
+        """Memory of all states, keys and values; what Python needs for the trie itself is little beside them."""
+        cross = sum(keys.nbytes + values.nbytes for keys, values in self.cross)
+        return self._states.num_bytes + self._keys_values.num_bytes + cross
 
     def find(self, parents: Tensor | None, sentences: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes of prefixes, and which of them are new; [`add`] must be called for those.
@@ -125,6 +126,9 @@ class MemoBeams(BeamPool):
         num_edits: How many edits they are for.
         finished: Which sentences need no more steps.
         num_beams: Beams of a sentence.
+
+    Attributes:
+        is_finite: Whether every row had a finite best score in every step so far, a tensor.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class MemoBeams(BeamPool):
         num_sentences = num_edits * len(memo.mask)
         super().__init__(memo.split.num_layers, num_sentences, num_beams, like=memo.hidden)
         self.memo, self.replicas, self.num_edits, self.finished = memo, replicas, num_edits, finished
+        self.is_finite = torch.ones((), dtype=torch.bool, device=memo.mask.device)
         self._kept = torch.arange(num_sentences, device=memo.mask.device)  # sentences that are still computed
         self._nodes: Tensor | None = None
         self._origins: Tensor | None = None
@@ -155,6 +160,9 @@ class MemoBeams(BeamPool):
 
         Returns:
             `(rows, 1, vocab)`; those of finished sentences mean nothing.
+
+        Raises:
+            RuntimeError: If all sentences were taken to be finished.
         """
         if self.length > 0:
             self._follow_beams()
@@ -166,6 +174,7 @@ class MemoBeams(BeamPool):
         shares = torch.bincount(self._kept // len(memo.mask), minlength=self.num_edits).tolist()
         logits = memo.split.run_edited(forward, tokens[rows], self, source, states, self.replicas, shares)
         self.advance()
+        self.is_finite &= logits.amax(-1).float().isfinite().all()  # beam search is in float32
         if len(rows) == len(tokens):
             return logits
         if self._logits is None:
@@ -193,6 +202,11 @@ class MemoBeams(BeamPool):
         memo, layers = self.memo, range(self.memo.split.num_kept)
         sentences = sentences.repeat_interleave(self.num_beams)
         alive = self.finished.alive[self._kept].repeat_interleave(self.num_beams).nonzero()[:, 0]
+        if not len(alive):
+            raise RuntimeError(
+                "`generate` asked for another token although every sentence has all its hypotheses: the prefix memo "
+                "counted one that it did not accept. Please report this; meanwhile, translate without a memo."
+            )
         parents = None if self._nodes is None else self._nodes[alive]
         nodes, new = memo.find(parents, sentences[alive], tokens[alive])
         if len(new):
@@ -201,10 +215,10 @@ class MemoBeams(BeamPool):
             mask = self.mask(rows, slots, width)
             state = memo.split.run_kept(forward, tokens[rows], self, source, slots, width, mask)
             pairs = [torch.stack(self.appended(layer, width), dim=1)[slots] for layer in layers]
-            memo.add(state, torch.stack(pairs, dim=1))
             if not memo.cross:
-                cross = self.cross_attention_cache.layers[: len(layers)]
-                memo.cross = [(layer.keys[: len(memo.mask)], layer.values[: len(memo.mask)]) for layer in cross]
+                cross, count = self.cross_attention_cache.layers[: len(layers)], len(memo.mask)
+                memo.cross = [(layer.keys[:count].clone(), layer.values[:count].clone()) for layer in cross]
+            memo.add(state, torch.stack(pairs, dim=1))
         self._nodes = torch.zeros_like(tokens)
         self._nodes[alive] = nodes
         states, keys_values = memo.look_up(self._nodes)
@@ -217,7 +231,10 @@ class FinishedSentences(StoppingCriteria):
     """Stops nothing, but counts the hypotheses that each sentence has completed.
 
     A hypothesis is complete if it is among the best `num_beams` continuations and ends: what beam search takes. With
-    `early_stopping=True` nothing can change a sentence that has `num_beams` of them.
+    `early_stopping=True` nothing can change a sentence that has `num_beams` of them. Where few tokens are allowed,
+    `generate` fills up the best with others of nearly no score, and may or may not accept those: the same hypothesis
+    once more, from the copies of the first beam that it starts from, or one that ended earlier. They do not count. Too
+    low a count is harmless: a sentence is then computed for longer than it need be.
     """
 
     def __init__(self, eos_token_id: int | list[int] | None, num_sentences: int, num_beams: int, device: torch.device):
@@ -231,9 +248,12 @@ class FinishedSentences(StoppingCriteria):
         return self.ended < self.num_beams
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ends = torch.isin(input_ids[:, -1], self._ends)
-        self.ended += ends.view(len(self.ended), -1)[:, : self.num_beams].sum(1)
-        return torch.zeros_like(ends)
+        best = input_ids.view(len(self.ended), -1, input_ids.shape[1])[:, : self.num_beams]
+        ends = torch.isin(best, self._ends)  # (sentences, num_beams, length)
+        ended_earlier = ends[..., 1:-1].any(-1)  # decoding itself may start from such a token
+        repeated = (best[:, :, None] == best[:, None]).all(-1).tril(-1).any(-1)
+        self.ended += (ends[..., -1] & ~ended_earlier & ~repeated).sum(1)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Rows:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +20,25 @@ from editable_hf.evaluation.beam_pool import BeamPool
 
 _DENSE = 0.85  # with fewer of an attention's places taken, only those taken are projected
 
+# They are of no use here, and a model's configuration may ask for them.
+_NO_EXTRAS = {"output_attentions": False, "output_hidden_states": False}
+
 Replicas = Mapping[nn.Module, Sequence[nn.Module]]
 
 
 class MemoUnavailable(ValueError):
     """Why a model, or an edit of it, cannot be decoded from a prefix memo. `generate` can still decode it."""
+
+
+@contextmanager
+def refusal(reason: str) -> Iterator[None]:
+    """Turns an error into [`MemoUnavailable`]: a model built in a way that nobody thought of may fail anywhere."""
+    try:
+        yield
+    except MemoUnavailable:
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise MemoUnavailable(f"{reason} ({error})") from error
 
 
 class SplitModel:
@@ -47,7 +63,8 @@ class SplitModel:
         self.num_layers = len(self._layers)
         params = select_parameters(model, self.names)
         self.owners = _owners(model, params)
-        completed, outputs, attentions = self._observe(params)
+        with refusal("what its decoder does cannot be observed"):
+            completed, outputs, attentions = self._observe(params)
         self.num_kept = next((i for i, layer in enumerate(self._layers) if layer not in completed), self.num_layers)
         if self.num_kept == 0:
             raise MemoUnavailable("the edit changes the encoder, the embeddings or the first decoder layer")
@@ -58,7 +75,7 @@ class SplitModel:
             raise MemoUnavailable("its decoder layers have no self-attention and cross-attention of the usual kind")
 
     def _observe(self, params: Mapping[str, Tensor]) -> tuple[set[nn.Module], dict[nn.Module, Any], list[nn.Module]]:
-        """Modules that complete before the first edited tensor is used, what modules give, and the attentions."""
+        """Modules that complete before an edited tensor is used, what decoder layers give, and their attentions."""
         outputs, attentions = {}, []
 
         def note(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -68,20 +85,22 @@ class SplitModel:
             return outputs[module]
 
         one = torch.ones((1, 1), dtype=torch.long, device=self.model.device)
-        inputs = {"input_ids": one, "attention_mask": one, "decoder_input_ids": one, "use_cache": False}
+        inputs = {"input_ids": one, "attention_mask": one, "decoder_input_ids": one, "use_cache": False, **_NO_EXTRAS}
         with torch.no_grad(), eval_mode(self.model):
-            with record(self.model, params.values(), stop=True) as recording:
+            with intercepted(self.model.modules(), note), record(self.model, params.values(), stop=True):
                 self.model(**inputs)
+            completed = set(takewhile(lambda module: module not in self.owners, outputs))
+            outputs.clear()
+            attentions.clear()
             with intercepted([m for layer in self._layers for m in layer.modules()], note):
                 self.model(**inputs)
-        completed = {inner for module in recording.answered for inner in module.modules()}
         return completed, outputs, attentions
 
     def replicate(self, edits: Sequence[Mapping[str, Tensor]]) -> Replicas:
         """For each module that holds edited parameters, one copy for each edit that holds that edit's."""
         replicas = {}
         for module, names in self.owners.items():
-            replicas[module] = [copy.deepcopy(module) for _ in edits]
+            replicas[module] = [copy.deepcopy(module).eval() for _ in edits]
             for replica, params in zip(replicas[module], edits, strict=True):
                 for own, name in names.items():
                     setattr(replica, own, nn.Parameter(params[name], requires_grad=False))
@@ -232,6 +251,7 @@ def _decode(forward: Callable, tokens: Tensor, cache: Cache, source: Source, han
             past_key_values=cache,
             use_cache=True,
             return_dict=True,
+            **_NO_EXTRAS,
         )
 
 

@@ -13,6 +13,19 @@ from transformers.modeling_outputs import BaseModelOutput
 from editable_hf.core.functional import eval_mode
 from editable_hf.models.beam_search import BeamCache, batches_by_length, translation_limit
 
+# What this class relies on, whatever a model's generation configuration says.
+_FIXED = {
+    "do_sample": False,
+    "use_cache": True,
+    "cache_implementation": None,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
 
 class Translator:
     """Beam search over a fixed list of sentences with whatever parameters the model has at the moment.
@@ -95,20 +108,23 @@ class Translator:
 
         Args:
             number: The batch.
-            hidden: See [`encode`].
+            hidden: See [`encode`]; several copies of the batch, one after the other, give as many copies of it.
             mask: See [`encode`].
             options: Passed on to `generate`.
 
         Returns:
             Token ids, `(sentences, length)`.
         """
+        sources = self._batches[number]["input_ids"]
         return self.model.generate(
+            # Already encoded, but options such as `encoder_no_repeat_ngram_size` look at them.
+            sources.repeat(len(hidden) // len(sources), 1),
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=mask,
             num_beams=self.num_beams,
-            do_sample=False,
             early_stopping=self.num_beams > 1,
             max_new_tokens=self._max_new_tokens[number],
+            **_FIXED,
             **options,
         )
 

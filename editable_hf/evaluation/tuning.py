@@ -102,7 +102,7 @@ def _run_study(
     study = optuna.create_study(storage=url, study_name=name, load_if_exists=True)
     done = len(study.get_trials(states=[TrialState.COMPLETE]))
     # Another seed after a kill: the same one would suggest the first trials again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=seed + len(study.trials))
     if done < num_trials:
         # Other processes may complete some meanwhile.
         stop = optuna.study.MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))

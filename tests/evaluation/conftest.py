@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
+from tiny_models import bart_config
+from transformers import BartForConditionalGeneration
 
 
 @pytest.fixture
@@ -24,3 +29,28 @@ def one_by_one():
         return [translations[index] for index in range(len(sources))]
 
     return translate
+
+
+@pytest.fixture
+def sources(sentence_pairs):
+    # Of many lengths, one of them twice in a batch; the last batch is not full.
+    sources = sentence_pairs[0]
+    return [sources[1], "ein", f"{sources[2]} {sources[3]}", sources[4], "der hund", sources[1], *sources[5:7]]
+
+
+@pytest.fixture(scope="module")
+def bart_template(tokenizer):
+    config = bart_config()
+    config.vocab_size, config.decoder_layers = len(tokenizer), 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BartForConditionalGeneration(config).double().eval()
+    model.final_logits_bias.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+    model.final_logits_bias[0, tokenizer.eos_token_id] = 2.5  # ends somewhere between the first and the last step
+    return model
+
+
+@pytest.fixture
+def bart(bart_template):
+    """A random BART of three decoder layers in float64, with biases on its logits."""
+    return copy.deepcopy(bart_template)

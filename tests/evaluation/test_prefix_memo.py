@@ -1,104 +1,20 @@
 from __future__ import annotations
 
-import copy
 import logging
 
 import pytest
 import torch
-from tiny_models import bart_config, t5_config
-from transformers import BartForConditionalGeneration, T5ForConditionalGeneration
+from memo_checks import BATCH, LAST, check, perturb, stock, translator_of_tokens
+from tiny_models import t5_config
+from transformers import T5ForConditionalGeneration
 
 from editable_hf import make_edit_requests, rmsprop
-from editable_hf.core.editing import edited
-from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.memo_translator import MemoTranslator
 from editable_hf.evaluation.prefix_memo import FinishedSentences, MemoStatistics
 from editable_hf.evaluation.split_model import MemoUnavailable
-from editable_hf.evaluation.translator import Translator
 
-BATCH = 3
 SCALES = (0.0, 0.01, 0.1, 0.3, 1.0, 3.0)
-LAST = "last_decoder_layer"
-
-
-@pytest.fixture
-def sources(sentence_pairs):
-    # Of many lengths, one of them twice in a batch; the last batch is not full.
-    sources = sentence_pairs[0]
-    return [sources[1], "ein", f"{sources[2]} {sources[3]}", sources[4], "der hund", sources[1], *sources[5:7]]
-
-
-@pytest.fixture(scope="module")
-def bart_template(tokenizer):
-    config = bart_config()
-    config.vocab_size, config.decoder_layers = len(tokenizer), 3
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BartForConditionalGeneration(config).double().eval()
-    model.final_logits_bias.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
-    model.final_logits_bias[0, tokenizer.eos_token_id] = 2.5  # ends somewhere between the first and the last step
-    return model
-
-
-@pytest.fixture
-def bart(bart_template):
-    """A random BART of three decoder layers in float64, with biases on its logits."""
-    return copy.deepcopy(bart_template)
-
-
-def perturb(model, layers, scales, seed=0):
-    """Edits of growing size, in random directions."""
-    generator = torch.Generator().manual_seed(seed)
-    params = select_parameters(model, layers)
-    return [
-        {
-            name: p.detach() + scale * (p.std(correction=0) + 0.05) * torch.randn(p.shape, generator=generator).to(p)
-            for name, p in params.items()
-        }
-        for scale in scales
-    ]
-
-
-def translator_of_tokens(model, tokenizer, sources, num_beams=2, ratio=0.3):
-    """A translator that gives token ids without the padding at the end, in place of text."""
-    options = {"batch_size": BATCH, "max_length_ratio": ratio}
-    translator = Translator(model, tokenizer, sources, num_beams=num_beams, **options)
-
-    def decode(number, sequences):
-        rows = ["-".join(map(str, row)).removesuffix("-1" * row[1:].count(1)) for row in sequences.tolist()]
-        return zip(translator._indices[number], rows, strict=True)
-
-    translator.decode = decode
-    return translator
-
-
-def stock(translator, edits):
-    """Plain `generate`, from the sources on, with each edit."""
-    outputs = []
-    for edit in edits:
-        rows = {}
-        with edited(translator.model, edit):
-            for number, batch in enumerate(translator._batches):
-                sequences = translator.model.generate(
-                    **batch,
-                    num_beams=translator.num_beams,
-                    do_sample=False,
-                    early_stopping=translator.num_beams > 1,
-                    max_new_tokens=translator._max_new_tokens[number],
-                )
-                rows.update(translator.decode(number, sequences))
-        outputs.append([rows[index] for index in range(translator.num_sentences)])
-    return outputs
-
-
-def check(model, tokenizer, sources, layers, num_beams=2):
-    translator = translator_of_tokens(model, tokenizer, sources, num_beams)
-    edits, memo = perturb(model, layers, (0.0, 0.3, 3.0)), MemoTranslator(translator, layers, edits_together=2)
-    outputs, expected = memo(edits), stock(translator, edits)
-    assert outputs == expected
-    assert outputs[0] == translator() and len({tuple(rows) for rows in outputs}) > 1
-    return memo
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
@@ -172,8 +88,10 @@ def test_finished_sentences():
 def test_little_memory(trained_marian, tokenizer, sources):
     translator, edits = translator_of_tokens(trained_marian, tokenizer, sources), perturb(trained_marian, LAST, SCALES)
     little, ample = (MemoTranslator(translator, LAST, gigabytes=size, edits_together=2) for size in (1e-6, 1.0))
-    assert little(edits) == ample(edits) == stock(translator, edits)
     assert little.group_size == 1 and ample.group_size > 1
+    assert little(edits[1:3]) == ample(edits[1:3]) and little.statistics.drops == 0  # no memo for a second edit
+    little.group_size = len(edits)
+    assert little(edits) == ample(edits) == stock(translator, edits)
     assert little.statistics.drops == 3 * 2  # of three batches, before the second and the third pair of edits
     assert ample.statistics.drops == 0 and ample.statistics.computed < little.statistics.computed
     assert ample.statistics.peak_nodes > little.statistics.peak_nodes
