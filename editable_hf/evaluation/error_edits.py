@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -182,6 +183,9 @@ def _stack(edits: Sequence[Params], names: Sequence[str]) -> Params:
 
 def _replay_all(recording: Recording, stack: Params) -> Tensor:
     """Logits after each of some edits, `(num_edits, batch, num_classes)`."""
-    if len(next(iter(stack.values()))) == 1:
-        return recording.replay({name: values[0] for name, values in stack.items()}).logits.unsqueeze(0)
-    return torch.func.vmap(lambda params: recording.replay(params).logits)(stack)
+    count = len(next(iter(stack.values())))
+    if count > 1:
+        with suppress(RuntimeError):  # of a model that adds in place to what all edits share; any other comes again
+            return torch.func.vmap(lambda params: recording.replay(params).logits)(stack)
+    edits = ({name: values[index] for name, values in stack.items()} for index in range(count))
+    return torch.stack([recording.replay(params).logits for params in edits])

@@ -19,6 +19,7 @@ from editable_hf.core.editors import Editor
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, Request
+from editable_hf.models.extra_block import find_head
 
 Embedding = Callable[[Tensor], Tensor]
 
@@ -29,6 +30,23 @@ def pooled_embedding(model: PreTrainedModel) -> Embedding:
     def embed(images: Tensor) -> Tensor:
         with eval_mode(model), torch.no_grad():
             return model(pixel_values=images.to(model.device, model.dtype)).pooler_output.flatten(1)
+
+    return embed
+
+
+def head_embedding(model: PreTrainedModel) -> Embedding:
+    """What enters the last linear layer of an image classifier, as an embedding."""
+    head = model.get_submodule(find_head(model))
+
+    def embed(images: Tensor) -> Tensor:
+        entered: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+        try:
+            with eval_mode(model), torch.no_grad():
+                model(pixel_values=images.to(model.device, model.dtype))
+        finally:
+            hook.remove()
+        return entered[0].flatten(1)
 
     return embed
 
@@ -108,7 +126,7 @@ def evaluate_generalization(
     """
     records = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs too
         for request in tqdm(list(requests), desc=progress, disable=progress is None, unit="edit"):
             image, target = request["image_index"], request["target"]
             own = _augmentations(edit_images, image, num_augmentations, model)

@@ -92,7 +92,7 @@ def _run(
     states, successes, retained = [], [], []
     try:
         for count, request in enumerate(requests, start=1):
-            constraint = ClassConstraint(evaluator.request_inputs(request), request["target"])
+            constraint = ClassConstraint({"pixel_values": images[count - 1 : count]}, request["target"])
             result = edit(model, constraint, editor, evaluator.layers, max_steps)
             stack.apply(result)
             states.append(result.params)

@@ -97,7 +97,7 @@ class ExtraBlockForImageClassification(PreTrainedModel):
             >>> classifier = AutoModelForImageClassification.from_pretrained("microsoft/resnet-18")  # doctest: +SKIP
             >>> model = ExtraBlockForImageClassification.from_backbone(classifier)  # doctest: +SKIP
         """
-        _find_head(model)
+        find_head(model)
         # A copy, because a configuration that is made sets the attention of those in it.
         config = ExtraBlockConfig(backbone=copy.deepcopy(model.config), hidden_size=hidden_size)
         with torch.device("meta"):  # for all that `post_init` sets up, without new values for the trained weights
@@ -113,7 +113,7 @@ class ExtraBlockForImageClassification(PreTrainedModel):
         return wrapped.train(model.training)
 
     def _install(self, backbone: PreTrainedModel) -> None:
-        name = _find_head(backbone)
+        name = find_head(backbone)
         parent, _, child = name.rpartition(".")
         head = _HeadWithExtra(backbone.get_submodule(name), self.config.hidden_size)
         setattr(backbone.get_submodule(parent), child, head)
@@ -170,7 +170,7 @@ class _HeadWithExtra(nn.Linear):
         return super().forward(self.extra(features))
 
 
-def _find_head(model: PreTrainedModel) -> str:
+def find_head(model: PreTrainedModel) -> str:
     """Qualified name of the last linear layer that gives `num_labels` outputs."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if any(isinstance(module, _HeadWithExtra) for module in layers.values()):

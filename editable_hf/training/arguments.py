@@ -159,6 +159,13 @@ class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
             "`learning_rate` 1e-5."
         },
     )
+    freeze_batch_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep BatchNorm's running statistics and use them in the base loss, as edits do. For fine-tuning "
+            "with large `edit_coef` and `locality_coef`, which otherwise pull the two kinds of statistics apart."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Leave out dataset columns that the model does not take, before transforms."}
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedModel, TrainingArguments
 
 
-def check_supported(model: PreTrainedModel, args: TrainingArguments, sharded: bool = False) -> None:
+def check_supported(
+    model: PreTrainedModel, args: TrainingArguments, sharded: bool = False, has_scheduler: bool = False
+) -> None:
     """Raises `ValueError` for set-ups in which an edit cannot be differentiated or processes would wait forever."""
     if sharded or args.fsdp or args.deepspeed:
         raise ValueError(
@@ -21,6 +23,11 @@ def check_supported(model: PreTrainedModel, args: TrainingArguments, sharded: bo
         raise ValueError(
             "`ddp_find_unused_parameters=True` is not supported: DDP would take the editor's values for unused, "
             "because the edit runs outside of the wrapped model. Leave it unset."
+        )
+    if has_scheduler:
+        raise ValueError(
+            "`optimizers` holds a learning-rate scheduler, which does not know the editor's values that the optimizer "
+            "gets as a group of their own. Pass `(optimizer, None)` and choose one by `lr_scheduler_type`."
         )
     attention = model.config._attn_implementation
     if attention not in (None, "eager"):

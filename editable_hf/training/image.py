@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import EvalPrediction, Trainer
 
 from editable_hf.core.constraints import ClassConstraint
@@ -53,7 +54,7 @@ class EditableImageTrainer(EditableTrainerMixin, Trainer):
         if edit_dataset is not None:
             _check_requests(edit_dataset)
         self._init_editable(edit_dataset)
-        self._extra = [p for name, p in self.model.named_parameters() if "extra" in name.split(".")]
+        self._extra = {name: p for name, p in self.model.named_parameters() if "extra" in name.split(".")}
         if args.extra_learning_rate is not None and not self._extra:
             raise ValueError(
                 f"`extra_learning_rate` is {args.extra_learning_rate}, but {type(self.model).__name__} has no extra "
@@ -80,6 +81,11 @@ class EditableImageTrainer(EditableTrainerMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
+        if self.args.freeze_batch_norm:
+            # Each step anew: the Trainer puts the whole model in train mode.
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         editable = self.edit_dataset is not None and self.model.training
         batch = self.locality_batch(inputs, labels) if editable else None
         with batch.recorded() if editable else nullcontext():
@@ -104,7 +110,10 @@ class EditableImageTrainer(EditableTrainerMixin, Trainer):
         optimizer = super().create_optimizer(model)
         args = self.args
         if args.extra_learning_rate is not None:
-            separate_group(optimizer, self._extra, args.extra_learning_rate, args.weight_decay)
+            decaying = set(self.get_decay_parameter_names(self.model))
+            for decay in (True, False):  # biases have none, as elsewhere
+                own = [parameter for name, parameter in self._extra.items() if (name in decaying) == decay]
+                separate_group(optimizer, own, args.extra_learning_rate, args.weight_decay if decay else 0.0)
         return optimizer
 
 

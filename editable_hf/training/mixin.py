@@ -40,7 +40,7 @@ class EditableTrainerMixin(ABC):
 
     def _init_editable(self, edit_dataset) -> None:
         args, model = self.args, self.model
-        check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
         self.edit_dataset = edit_dataset
         # A model that was trained before still has its editor, which "*" would select.
         selected = select_parameters(model, args.edit_layers)

@@ -195,3 +195,24 @@ def test_class_constraint_equals_the_oracle(target):
 def test_class_constraint_moves_its_inputs():
     constraint = ClassConstraint({"scale": torch.ones(())}, 3).to(torch.device("meta"))
     assert constraint.inputs["scale"].device.type == "meta" and constraint.target == 3
+
+
+@pytest.mark.parametrize("target", range(4))
+def test_class_constraint_of_a_batch_is_that_of_its_worst_example(target):
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(target)).double()
+    model = Table([0.0])
+    model.logits_table = torch.nn.Parameter(logits)
+    params = dict(model.named_parameters())
+    constraint = ClassConstraint({"scale": torch.ones((), dtype=torch.float64)}, target)
+    value = constraint(FunctionalModel(model, list(params)), params)
+    oracle = logits.clone().requires_grad_()
+    expected = torch.stack([reference.class_constraint(row, target) for row in oracle]).max()
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(value, model.logits_table)[0], torch.autograd.grad(expected, oracle)[0]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_class_that_the_model_does_not_have(target):
+    with pytest.raises(ValueError, match=f"`target` must be a class from 0 to 2, got {target}"):
+        class_value([1.0, 4.0, 2.0], target)

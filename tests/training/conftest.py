@@ -5,8 +5,15 @@ from contextlib import contextmanager
 
 import pytest
 from datasets import Dataset
+from tiny_images import image_rows
+from transformers import TrainingArguments
 
-from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments
+from editable_hf import (
+    EditableImageTrainer,
+    EditableImageTrainingArguments,
+    EditableSeq2SeqTrainer,
+    EditableSeq2SeqTrainingArguments,
+)
 
 
 class RecordList(logging.Handler):
@@ -89,5 +96,47 @@ def make_trainer(tmp_path, tokenizer, encoded_pairs, requests_data):
             callbacks=callbacks,
             **(parts or {}),
         )
+
+    return build
+
+
+IMAGE_OPTIONS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 6,
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+EDITING = {"edit_learning_rate": 1e-4, "edit_max_steps": 3, "edit_coef": 0.5, "locality_coef": 1.0}
+
+
+@pytest.fixture
+def plain_arguments(tmp_path):
+    """Arguments of the stock `Trainer` that match those of `make_image_trainer`."""
+    usual = {**IMAGE_OPTIONS, "remove_unused_columns": False}
+    return lambda **options: TrainingArguments(str(tmp_path / "plain"), **{**usual, **options})
+
+
+@pytest.fixture
+def make_image_trainer(tmp_path):
+    """Builds a trainer of images; options are training arguments, except those that name parts of it."""
+
+    def build(model, *, folder=None, train_dataset=None, edit_dataset=None, callbacks=None, parts=None, **options):
+        trainer = EditableImageTrainer(
+            model,
+            EditableImageTrainingArguments(str(folder or tmp_path / "run"), **{**IMAGE_OPTIONS, **EDITING, **options}),
+            train_dataset=image_rows(12) if train_dataset is None else train_dataset,
+            edit_dataset=edit_dataset,
+            callbacks=callbacks,
+            **(parts or {}),
+        )
+        trainer.model.editor.to(model.dtype)
+        return trainer
 
     return build
