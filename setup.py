@@ -13,6 +13,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["editable_hf", "editable_hf.*"]),
+    package_data={"editable_hf.hub": ["templates/*"]},
+    entry_points={"console_scripts": ["editable-hf=editable_hf.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

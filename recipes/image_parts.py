@@ -75,6 +75,8 @@ class ImageSets(NamedTuple):
         num_classes: Of the data.
         test_name: For tables: what was scored.
         class_ids: Label by class name.
+        plain: What makes pixels of an image as it is.
+        augment: Training's augmentation.
     """
 
     train: Dataset
@@ -85,6 +87,8 @@ class ImageSets(NamedTuple):
     num_classes: int
     test_name: str
     class_ids: dict[str, int]
+    plain: EvalTransform
+    augment: TrainTransform
 
 
 def load_images(options: ImageDataOptions, seed: int) -> ImageSets:
@@ -105,6 +109,8 @@ def load_images(options: ImageDataOptions, seed: int) -> ImageSets:
         num_classes=len(data.class_names),
         test_name=data.test_name,
         class_ids=data.class_ids,
+        plain=plain,
+        augment=augment,
     )
 
 

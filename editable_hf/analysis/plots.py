@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plots_available() -> bool:
@@ -16,7 +16,7 @@ def plots_available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _pyplot():
+def import_pyplot():
     if not plots_available():
         raise ImportError('Pictures need matplotlib: pip install "editable_hf[plots]".')
     import matplotlib
@@ -38,11 +38,11 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     Raises:
         ImportError: Without matplotlib, naming the extra.
     """
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     from matplotlib.ticker import FixedLocator
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for (name, values), colour in zip(drawdowns.items(), _COLOURS, strict=False):
+    for (name, values), colour in zip(drawdowns.items(), COLOURS, strict=False):
         mean = sum(values) / len(values)
         ranks = [100 * (rank + 0.5) / len(values) for rank in range(len(values))]
         axes.plot(ranks, sorted(values), color=colour, linewidth=2, label=f"{name}, mean {mean:.2f}")
@@ -70,10 +70,10 @@ def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     Raises:
         ImportError: Without matplotlib, naming the extra.
     """
-    pyplot = _pyplot()
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     layers, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layers", "name"))
-    for name, colour in zip(names, _COLOURS, strict=False):
+    for name, colour in zip(names, COLOURS, strict=False):
         own = [row for row in rows if row["name"] == name]
         offset = 0.1 * (names.index(name) - (len(names) - 1) / 2)
         means = [100 * row["drawdown"] for row in own]

@@ -1,32 +1,39 @@
 """Edits of translations that decoding confirms.
 
-`l_e <= 0` says that the target beats the alternatives that were given. The edited model may still prefer a translation
-that was not among them; then that becomes an alternative too.
+`l_e <= 0` says that the target beats the alternatives that were given. The edited model may still say something else:
+a translation that was not among them, which then becomes an alternative too, or one that is beaten already, because
+beam search lost the target on the way. Then the target must win by a margin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.constraints import Constraint, JointConstraint
 from editable_hf.core.editing import EditResult, edit, edited
 from editable_hf.core.editors import Editor
-from editable_hf.core.functional import eval_mode
+from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.data.requests import request_constraint, strip_ids
 
 Request = Mapping[str, Any]
+
+# So that a target that wins by next to nothing is still moved; nats.
+_LEAST_MARGIN = 0.1
 
 
 class VerifiedEdit(NamedTuple):
     """What an edit did, and what the edited model then says.
 
     Attributes:
-        result: Of the last round; an edit of the unedited model like any other.
-        requests: With every alternative that was met, so that one edit with them repeats the result.
+        result: Of the last round that reached its goal; an edit of the unedited model like any other.
+        requests: With every alternative that was met and the `margin` by which the target must win (0 at first), so
+            that one edit with them repeats the result, see [`joint_constraint`].
         outputs: What the edited model decodes for each source.
         verified: Whether each output is the target.
         num_rounds: How often the model was edited anew.
@@ -58,8 +65,8 @@ def verified_edit(
     """Edits until the model, decoding as its generation config says, gives the targets.
 
     A round edits the unedited model and decodes. An output that is neither the target nor an alternative becomes one
-    for the next round. It ends when all targets are decoded, an edit fails, or no round would be different: a target
-    that beats all alternatives and is not decoded all the same is one that beam search does not find.
+    for the next round; where the output is one already, the target's margin over all of them grows. It ends when all
+    targets are decoded, an edit fails, or after `max_rounds`.
 
     Args:
         model: An encoder-decoder model; it is left as it was.
@@ -81,28 +88,75 @@ def verified_edit(
             f"Expected at least one request and `max_rounds` of at least 1, got {len(requests)} and {max_rounds}."
         )
     if length_penalty is None:
-        generation = model.generation_config
-        length_penalty = generation.length_penalty if generation.num_beams > 1 else 0.0
-    requests = [dict(request) for request in requests]
+        length_penalty = decoding_length_penalty(model)
+    requests, outcome = [{**request, "margin": 0.0} for request in requests], None
     for num_rounds in range(1, max_rounds + 1):
         constraint = joint_constraint(requests, model, length_penalty, reduction)
         result = edit(model, constraint, editor, layers, max_steps)
+        if outcome is not None and not result.success:
+            return outcome._replace(num_rounds=num_rounds)
         with edited(model, result):
             decoded = [decode(model, tokenizer, request["source_ids"]) for request in requests]
         verified = [ids == list(request["target_ids"]) for ids, request in zip(decoded, requests, strict=True)]
-        added = result.success and num_rounds < max_rounds and _add_alternatives(requests, decoded, verified)
-        if not added:
-            break
-    outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
-    return VerifiedEdit(result, requests, outputs, verified, num_rounds)
+        outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
+        outcome = VerifiedEdit(result, requests, outputs, verified, num_rounds)
+        if all(verified) or not result.success:
+            return outcome
+        if num_rounds < max_rounds:
+            with edited(model, result):
+                requests = [
+                    request if right else _harder(model, request, ids, length_penalty)
+                    for request, ids, right in zip(requests, decoded, verified, strict=True)
+                ]
+    return outcome
+
+
+def _harder(model: PreTrainedModel, request: Request, output: list[int], length_penalty: float) -> dict[str, Any]:
+    """The request with what the edit that `model` carries has missed: an alternative, or more margin than it has."""
+    known = [list(alternative) for alternative in request["alternatives"]]
+    if output and output not in known:
+        return {**request, "alternatives": [*known, output]}
+    constraint = request_constraint(request, model, length_penalty).to(model.device)
+    with eval_mode(model), torch.no_grad():
+        value = constraint(FunctionalModel(model, []), {}).item()
+    return {**request, "margin": 1.5 * max(0.0, -value) + _LEAST_MARGIN}
+
+
+def decoding_length_penalty(model: PreTrainedModel) -> float:
+    """The exponent with which the model's own decoding normalises scores; 0 for greedy decoding."""
+    generation = model.generation_config
+    if (generation.num_beams or 1) == 1:
+        return 0.0
+    return 1.0 if generation.length_penalty is None else generation.length_penalty
 
 
 def joint_constraint(
     requests: Sequence[Request], model: PreTrainedModel, length_penalty: float = 0.0, reduction: str = "max"
 ) -> Constraint:
-    """The constraint that an edit for all of `requests` must satisfy, on the model's device."""
-    constraints = [request_constraint(request, model, length_penalty).to(model.device) for request in requests]
+    """The constraint that an edit for all of `requests` must satisfy, on the model's device.
+
+    Args:
+        requests: With a `margin` where the target must win by more than nothing, in nats (after normalisation).
+        model: See [`request_constraint`].
+        length_penalty: Same.
+        reduction: See [`JointConstraint`].
+    """
+    constraints = [
+        WithMargin(request_constraint(request, model, length_penalty).to(model.device), request.get("margin", 0.0))
+        for request in requests
+    ]
     return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, reduction)
+
+
+@dataclass(frozen=True)
+class WithMargin:
+    """`l_e + margin`: satisfied when the target wins by at least `margin`."""
+
+    constraint: Constraint
+    margin: float
+
+    def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        return self.constraint(model, params) + self.margin
 
 
 @torch.no_grad()
@@ -112,14 +166,3 @@ def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_id
     with eval_mode(model):
         (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)
-
-
-def _add_alternatives(requests: list[dict[str, Any]], decoded: list[list[int]], verified: list[bool]) -> bool:
-    """Whether any request got an alternative that it did not have."""
-    added = False
-    for request, ids, right in zip(requests, decoded, verified, strict=True):
-        known = [list(alternative) for alternative in request["alternatives"]]
-        if not right and ids and ids not in known:
-            request["alternatives"] = [*known, ids]
-            added = True
-    return added

@@ -41,18 +41,39 @@ def test_output_becomes_an_alternative(trained_marian, tokenizer, wrong):
     ]
     index = next(i for i, outcome in enumerate(once) if outcome.result.success and not outcome.all_verified)
     request = wrong[index]
-    assert once[index].requests == [request] and once[index].num_rounds == 1
+    assert once[index].requests == [{**request, "margin": 0.0}] and once[index].num_rounds == 1
     more = verified_edit(trained_marian, tokenizer, [request], rmsprop(1e-3), LAYER, max_steps=100, max_rounds=20)
     added = more.requests[0]["alternatives"][len(request["alternatives"]) :]
     assert len(added) >= 1 and tokenizer.decode(added[0], skip_special_tokens=True) == once[index].outputs[0]
-    assert more.num_rounds > 1
-    known = [tokenizer.decode(ids, skip_special_tokens=True) for ids in more.requests[0]["alternatives"]]
-    assert more.all_verified or more.outputs[0] in known  # beaten, and found by beam search all the same
+    assert more.num_rounds > 1 and more.all_verified
     # One edit with all the alternatives repeats the result.
     constraint = joint_constraint(more.requests, trained_marian, 1.0)
     again = edit(trained_marian, constraint, rmsprop(1e-3), LAYER, 100)
     assert again.num_steps == more.result.num_steps
     assert all(torch.equal(value, more.result.params[name]) for name, value in again.params.items())
+
+
+def test_target_that_beam_search_loses_gets_a_margin(trained_marian, tokenizer, wrong, monkeypatch):
+    # The model's output is an alternative, and beaten, and decoded all the same: as if beam search lost the target.
+    (request,) = wrong[:1]
+    original = module.decode
+    misled = iter([request["alternatives"][0], request["alternatives"][0]])
+    monkeypatch.setattr(module, "decode", lambda *args: next(misled, None) or original(*args))
+    outcome = verified_edit(trained_marian, tokenizer, [request], rmsprop(3e-3), LAYER, max_steps=100, max_rounds=20)
+    assert outcome.num_rounds >= 3 and outcome.requests[0]["margin"] > 0.1
+    monkeypatch.undo()
+    plain = joint_constraint([request | {"alternatives": outcome.requests[0]["alternatives"]}], trained_marian, 1.0)
+    with edited(trained_marian, outcome.result):
+        value = edit(trained_marian, plain, rmsprop(1e-3), LAYER, 0).history[0]
+    assert value <= -outcome.requests[0]["margin"] + 1e-9
+    assert value + outcome.requests[0]["margin"] == pytest.approx(outcome.result.history[-1], abs=1e-9)
+
+
+def test_round_that_fails_keeps_the_one_before(trained_marian, tokenizer, wrong, monkeypatch):
+    (request,) = wrong[:1]
+    monkeypatch.setattr(module, "decode", lambda *args: request["alternatives"][0])
+    outcome = verified_edit(trained_marian, tokenizer, [request], rmsprop(1e-3), LAYER, max_steps=12, max_rounds=50)
+    assert 1 < outcome.num_rounds < 50 and outcome.result.success and not outcome.all_verified
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean"])
@@ -86,7 +107,9 @@ def test_length_penalty_is_that_of_decoding(trained_marian, tokenizer, wrong, mo
     verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, length_penalty=0.0, **options)
     trained_marian.generation_config.update(num_beams=1, early_stopping=False)
     verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, **options)
-    assert seen == [0.6, 0.0, 0.0]
+    trained_marian.generation_config.update(num_beams=2, length_penalty=None)  # transformers' default is 1
+    verified_edit(trained_marian, tokenizer, wrong[:1], rmsprop(1e-3), LAYER, **options)
+    assert seen == [0.6, 0.0, 0.0, 1.0]
 
 
 def test_decode_keeps_the_mode(trained_marian, tokenizer, wrong):

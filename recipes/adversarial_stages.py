@@ -1,0 +1,253 @@
+"""What the stages of natural_adversarial.py do beyond those of the other image recipes (section 4.3.1)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from image_parts import ImageSets
+from image_recipe import ADVERSARIAL, RANKS, ImageRecipeConfig, folder_name
+from image_stages import EditSets, Row, Rows, TrainingRequests, chosen_editor, load_network
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoModel, PreTrainedModel
+
+from editable_hf.analysis.image_plots import plot_ranks
+from editable_hf.analysis.plots import plots_available
+from editable_hf.core.functional import eval_mode
+from editable_hf.data.image_requests import ImageEditRequests, RankDistribution
+from editable_hf.data.image_transforms import with_pixels
+from editable_hf.data.images import load_natural_adversarial
+from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.generalization import (
+    evaluate_generalization,
+    head_embedding,
+    nearest_images,
+    pooled_embedding,
+    summarize_generalization,
+)
+from editable_hf.evaluation.sequences import evaluate_sequences
+from editable_hf.training.stages import Stage, Stages
+
+MISTAKES = "mistakes"
+
+
+class Examples(NamedTuple):
+    """Natural adversarial examples, or what stands for them.
+
+    Attributes:
+        plain: Gives `pixel_values` and `labels`.
+        augmented: The same images with training's augmentation.
+        train: Indices of those that networks and alpha may be fitted to.
+        evaluation: Indices of those that are reported on; none of them is in `train`.
+        train_ranks: Of the true classes of `train`, under the starting network.
+        stage: The stage that chose and ranked them.
+    """
+
+    plain: Dataset
+    augmented: Dataset
+    train: list[int]
+    evaluation: list[int]
+    train_ranks: RankDistribution
+    stage: Stage
+
+
+def prepare_examples(config: ImageRecipeConfig, stages: Stages, images: ImageSets, start: Stage) -> Examples:
+    """Finds the examples, divides them, and ranks their true classes under the starting network."""
+    options = config.adversarial
+    source = images.validation
+    if options.source != MISTAKES:
+        source = with_pixels(load_natural_adversarial(options.source, images.class_ids), images.plain)
+    inputs = {"source": options.source, "num_evaluation": options.num_evaluation, "seed": config.seed}
+    stage = stages.run("examples", inputs, [start], partial(_choose_examples, config, images, source, start))
+    content = json.loads((stage.folder / "examples.json").read_text(encoding="utf-8"))
+    return Examples(
+        plain=source.select(content["rows"]),
+        augmented=with_pixels(source.with_format(None), images.augment).select(content["rows"]),
+        train=content["train"],
+        evaluation=content["evaluation"],
+        train_ranks=RankDistribution(torch.tensor(content["train_counts"])),
+        stage=stage,
+    )
+
+
+def _choose_examples(
+    config: ImageRecipeConfig, images: ImageSets, source: Dataset, start: Stage, folder: Path
+) -> None:
+    options = config.adversarial
+    logits = _logits(load_network(start, images), source, config)
+    labels = torch.tensor(source.with_format(None)["label"])
+    rows = torch.arange(len(labels))
+    if options.source == MISTAKES:
+        rows = rows[logits.argmax(1) != labels]
+    if len(rows) < 2:
+        raise ValueError(
+            f"Expected at least 2 examples to edit, one for training and one for evaluation, but {options.source!r} "
+            f"has {len(rows)}; hold out more validation images, or give a folder of natural adversarial examples."
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    count = min(options.num_evaluation, len(rows) * 3 // 4)
+    evaluation, train = sorted(order[:count]), sorted(order[count:])
+    ranks, train_ranks = (RankDistribution.of(logits[each], labels[each]) for each in (rows, rows[train]))
+    content = {"rows": rows.tolist(), "train": train, "evaluation": evaluation, "counts": ranks.counts.tolist()}
+    content |= {"train_counts": train_ranks.counts.tolist(), "top_100": float(ranks.frequencies[:100].sum())}
+    (folder / "examples.json").write_text(json.dumps(content), encoding="utf-8")
+    if plots_available():
+        plot_ranks(ranks.counts, folder / "ranks.png", f"{len(rows)} examples under the starting network")
+
+
+def _logits(model: PreTrainedModel, dataset: Dataset, config: ImageRecipeConfig) -> Tensor:
+    options = config.evaluation
+    loader = DataLoader(dataset, batch_size=options.batch_size, num_workers=options.num_workers)
+    with eval_mode(model), torch.no_grad():
+        batches = [
+            model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits.cpu()
+            for batch in tqdm(loader, desc="examples", unit="batch")
+        ]
+    return torch.cat(batches)
+
+
+def example_edits(config: ImageRecipeConfig, examples: Examples) -> EditSets:
+    """Edits of the examples to their true classes; alpha is chosen with those that may be trained on."""
+    labels = examples.plain.with_format(None)["label"]
+
+    def requests(indices: list[int]) -> Dataset:
+        classes = [labels[index] for index in indices]
+        columns = {"id": list(range(len(indices))), "image_index": indices, "label": classes, "target": classes}
+        return Dataset.from_dict(columns)
+
+    evaluation = requests(examples.evaluation[: config.evaluation.num_edits])
+    validation = requests(examples.train[: config.evaluation.num_validation_edits])
+    return EditSets(evaluation, examples.plain, validation, examples.plain, examples.stage)
+
+
+def example_training_requests(config: ImageRecipeConfig, images: ImageSets, examples: Examples) -> dict:
+    """ "Match Ranks": training images with classes at the examples' ranks. "Train on NAE": the examples themselves."""
+    train = examples.augmented.select(examples.train)
+    labels = train.with_format(None)["label"]
+    listed = Dataset.from_dict({"image_index": list(range(len(labels))), "target": labels})
+    requests = {
+        RANKS: ImageEditRequests(images.train, ranks=examples.train_ranks, seed=config.seed),
+        ADVERSARIAL: ImageEditRequests(train, requests=listed),
+    }
+    return {name: TrainingRequests(each, examples.stage) for name, each in requests.items()}
+
+
+def measure_sequences(
+    config: ImageRecipeConfig, stages: Stages, images: ImageSets, edits: EditSets, rows: Rows
+) -> dict[str, dict[str, Any]]:
+    """Several edits in a row, several times, for each of `sequence_rows`; by name of the row."""
+    options, found = config.adversarial, {}
+    inputs = {"length": options.sequence_length, "runs": options.sequence_runs, "seed": config.seed}
+    inputs["max_steps"] = config.evaluation.max_steps
+    for name in options.sequence_rows:
+        row, network = rows.table[name], rows.networks[name]
+        build = partial(_measure_sequences, config, images, edits, row, network)
+        own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
+        stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build)
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(stage.folder.glob("run-*.json"))]
+        found[name] = {key: [run[key] for run in runs] for key in runs[0]}
+    return found
+
+
+def _measure_sequences(
+    config: ImageRecipeConfig, images: ImageSets, edits: EditSets, row: Row, network: Stage, folder: Path
+) -> None:
+    options = config.adversarial
+    due = [run for run in range(options.sequence_runs) if not (folder / f"run-{run:03d}.json").exists()]
+    evaluator = ErrorDrawdownEvaluator(
+        load_network(network, images),
+        images.test,
+        edits.test_images,
+        layers=row["layers"].split(","),
+        batch_size=config.evaluation.batch_size,
+        num_workers=config.evaluation.num_workers,
+    )
+    for run in tqdm(due, desc=f"sequences, {row['name']}", unit="run"):
+        result = evaluate_sequences(
+            evaluator,
+            list(edits.test),
+            chosen_editor(row),
+            num_edits=min(options.sequence_length, len(edits.test)),
+            num_runs=1,
+            max_steps=config.evaluation.max_steps,
+            seed=config.seed + run,
+            progress=None,
+        )
+        content = {key: values[0].tolist() for key, values in result._asdict().items()}
+        partial_path = folder / "run.partial"
+        partial_path.write_text(json.dumps(content), encoding="utf-8")
+        partial_path.rename(folder / f"run-{run:03d}.json")
+
+
+def measure_generalization(
+    config: ImageRecipeConfig, stages: Stages, images: ImageSets, examples: Examples, edits: EditSets, rows: Rows
+) -> list[Row]:
+    """How often the nearest test image of an edited example gets the class too, for `generalization_rows`."""
+    options, found = config.adversarial, []
+    if not options.generalization_rows:
+        return found
+    start = rows.start
+    nearest = stages.run(
+        "neighbours",
+        {"embedding": options.embedding, "data": asdict(config.data)},
+        [start, examples.stage],
+        partial(_find_neighbours, config, images, examples, start),
+    )
+    for name in options.generalization_rows:
+        row, network = rows.table[name], rows.networks[name]
+        inputs = {"num_augmentations": options.num_augmentations, "seed": config.seed, "name": name}
+        inputs |= {"editor": [row["editor"], row["hyperparameters"], row["layers"]]}
+        inputs["max_steps"] = config.evaluation.max_steps
+        build = partial(_measure_generalization, config, images, examples, edits, nearest, row, network)
+        after = [network, edits.stage, nearest]
+        stage = stages.run(f"generalization-{folder_name(name)}", inputs, after, build)
+        found.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
+    return found
+
+
+def _find_neighbours(
+    config: ImageRecipeConfig, images: ImageSets, examples: Examples, start: Stage, folder: Path
+) -> None:
+    name = config.adversarial.embedding
+    if name is None:
+        embed = head_embedding(load_network(start, images))
+    else:
+        embed = pooled_embedding(AutoModel.from_pretrained(name).to(load_network(start, images).device))
+    nearest = nearest_images(examples.plain, images.test, embed, batch_size=config.evaluation.batch_size)
+    (folder / "neighbours.json").write_text(json.dumps(nearest.tolist()), encoding="utf-8")
+
+
+def _measure_generalization(
+    config: ImageRecipeConfig,
+    images: ImageSets,
+    examples: Examples,
+    edits: EditSets,
+    nearest: Stage,
+    row: Row,
+    network: Stage,
+    folder: Path,
+) -> None:
+    records = evaluate_generalization(
+        load_network(network, images),
+        edits.test,
+        examples.augmented,
+        images.test_augmented,
+        json.loads((nearest.folder / "neighbours.json").read_text(encoding="utf-8")),
+        chosen_editor(row),
+        row["layers"].split(","),
+        num_augmentations=config.adversarial.num_augmentations,
+        max_steps=config.evaluation.max_steps,
+        seed=config.seed,
+        progress=f"generalization, {row['name']}",
+    )
+    with (folder / "edits.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    summary = summarize_generalization(row["name"], records)
+    (folder / "row.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")

@@ -1,0 +1,151 @@
+"""Patches wrong translations: each by itself, all by one patch, and one after another.
+
+    python scripts/patch_mistakes.py --model runs/demo/editable --num_mistakes 50
+
+Takes test and validation sentences that the model translates wrongly and edits towards their references. Prints how
+many edits are satisfied (`l_e <= 0`) and how many are verified by decoding, after one round and after several; what
+all patches together cost on the test sentences; sizes and times. Writes patches.json, and the patches themselves with
+--save_patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.report import environment
+from editable_hf.evaluation.translator import Translator
+from editable_hf.evaluation.verified_edit import decode, verified_edit
+from editable_hf.hub.patch_sequence import patch_one_after_another, patch_request
+from editable_hf.hub.patch_stack import apply_patches, revert_patches
+from editable_hf.hub.patches import Patch
+from editable_hf.hub.translation_review import review_translations
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
+    parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
+    parser.add_argument("--num_mistakes", type=int, default=50, help="wrong translations to patch")
+    parser.add_argument("--num_sentences", type=int, default=1_000, help="test sentences that are reviewed")
+    parser.add_argument(
+        "--num_alternatives", type=int, default=16, help="translations that a target must beat at first"
+    )
+    parser.add_argument("--joint_steps", type=int, default=50, help="most steps of the one edit for all mistakes")
+    parser.add_argument("--max_rounds", type=int, default=5, help="edits until decoding gives the target")
+    parser.add_argument("--output_dir", default="runs/patch_mistakes", help="folder for patches.json")
+    parser.add_argument("--save_patches", action="store_true", help="save the patches of the sequence, too")
+    return parser.parse_args()
+
+
+def find_mistakes(model, tokenizer, pairs, count: int, num_alternatives: int) -> list[dict[str, Any]]:
+    """Requests for the first sentences whose translation differs from the reference."""
+    outputs = Translator(model, tokenizer, pairs["source"])(progress="looking for mistakes")
+    wrong = [index for index, text in enumerate(outputs) if text != pairs["target"][index]]
+    requests = make_edit_requests(
+        model,
+        tokenizer,
+        [pairs["source"][index] for index in wrong[: 2 * count]],
+        targets=[pairs["target"][index] for index in wrong[: 2 * count]],
+        num_alternatives=num_alternatives,
+    )
+    # Decoded one by one, without the length limit of a batch, some are right.
+    return [each for each in requests if decode(model, tokenizer, each["source_ids"]) != each["target_ids"]][:count]
+
+
+def each_by_itself(model, tokenizer, requests, config: EditorConfig, max_rounds: int) -> dict[str, Any]:
+    outcomes, seconds = [], []
+    for request in tqdm(requests, desc=f"edits, at most {max_rounds} rounds", unit="edit"):
+        start = time.perf_counter()
+        outcomes.append(
+            verified_edit(
+                model,
+                tokenizer,
+                [request],
+                config.build_editor(),
+                config.layers,
+                max_steps=config.max_steps,
+                max_rounds=max_rounds,
+            )
+        )
+        seconds.append(time.perf_counter() - start)
+    satisfied = [outcome.result.success for outcome in outcomes]
+    verified = [outcome.all_verified for outcome in outcomes]
+    return {
+        "satisfied": sum(satisfied) / len(outcomes),
+        "verified": sum(verified) / len(outcomes),
+        "satisfied_not_verified": sum(s and not v for s, v in zip(satisfied, verified, strict=True)) / len(outcomes),
+        "num_steps": sum(outcome.result.num_steps for outcome in outcomes) / len(outcomes),
+        "num_rounds": sum(outcome.num_rounds for outcome in outcomes) / len(outcomes),
+        "edit_seconds": sum(seconds) / len(seconds),
+    }
+
+
+def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, Any]:
+    """What a set of edited parameters does to the test set, and how many of the mistakes it mends."""
+    start = time.perf_counter()
+    review = review_translations(model, tokenizer, params, test["source"], test["target"], patch=name, progress=name)
+    seconds = time.perf_counter() - start
+    with edited(model, params):
+        mended = [decode(model, tokenizer, each["source_ids"]) == list(each["target_ids"]) for each in requests]
+    found = {key: value for key, value in review.as_dict().items() if key != "changes"}
+    return {**found, "mended": sum(mended) / len(mended), "diff_seconds": seconds}
+
+
+def main(args: argparse.Namespace) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    config = EditorConfig.from_pretrained(args.model) or EditorConfig()
+    splits = load_translation_data(args.data).splits
+    test, validation = splits["test"][: args.num_sentences], splits["validation"][:]
+    pool = {key: [*test[key], *validation[key]] for key in ("source", "target")}
+    requests = find_mistakes(model, tokenizer, pool, args.num_mistakes, args.num_alternatives)
+    if not requests:
+        raise SystemExit(f"{args.model} makes no mistake on these sentences that an edit could mend; give more.")
+    results: dict[str, Any] = {"num_mistakes": len(requests), "num_sentences": len(test["source"])}
+    results["once"] = each_by_itself(model, tokenizer, requests, config, 1)
+    results["verified"] = each_by_itself(model, tokenizer, requests, config, args.max_rounds)
+    start = time.perf_counter()
+    options = {"max_steps": args.joint_steps, "max_rounds": args.max_rounds}
+    joint = verified_edit(model, tokenizer, requests, config.build_editor(), config.layers, **options)
+    seconds = time.perf_counter() - start
+    results["together"] = {"num_steps": joint.result.num_steps, "success": joint.result.success, "seconds": seconds}
+    results["together"] |= reviewed(model, tokenizer, joint.result.params, test, requests, "all by one patch")
+    joint_request = [patch_request(each) for each in joint.requests]
+    patch = Patch.from_edit(model, joint.result, request=joint_request, editor=config, layers=config.layers)
+    results["together"]["bytes"] = len(patch.payload)
+    steps = patch_one_after_another(model, tokenizer, requests, config, max_rounds=args.max_rounds)
+    patches = [step.patch for step in steps if step.patch is not None]
+    apply_patches(model, patches)
+    own = dict(model.named_parameters())
+    params = {name: own[name].detach().clone() for each in patches for name in each.tensors}
+    revert_patches(model, len(patches))
+    results["sequence"] = {
+        "satisfied": sum(step.success for step in steps) / len(steps),
+        "verified": sum(step.verified for step in steps) / len(steps),
+        "num_broken": sum(len(step.broken) for step in steps),
+        "bytes": [len(each.payload) for each in patches],
+    }
+    results["sequence"] |= reviewed(model, tokenizer, params, test, requests, "one after another")
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.save_patches:
+        for number, each in enumerate(patches, start=1):
+            each.save_pretrained(folder / f"{number:03d}-{each.fingerprint[:12]}")
+    content = {**results, "arguments": vars(args), **environment()}
+    (folder / "patches.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main(parse_args())

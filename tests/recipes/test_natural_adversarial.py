@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import adversarial_stages
+import image_stages
+import natural_adversarial
+import pytest
+import torch
+from image_folders import make_image_folders
+from image_recipe import load_config
+from transformers import ResNetConfig, ResNetModel, set_seed
+
+from editable_hf.models import StemResNetConfig, StemResNetForImageClassification
+
+CONFIGS = Path(__file__, "../../../recipes/configs/natural_adversarial").resolve()
+SIZES = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def without_times(content):
+    return [{key: value for key, value in row.items() if key not in ("edit_seconds", "intervals")} for row in content]
+
+
+def test_demo_twice(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    config = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(out), smoke=True)
+    config.training["use_cpu"] = True
+    natural_adversarial.main(config)
+    output = capsys.readouterr().out
+    assert "paper: editable, match ranks" in output and "2 edits in a row, pretrained: test error" in output
+
+    # What the starting network gets wrong, divided without overlap; training never sees the ranks of the others.
+    examples = read(out / "examples/examples.json")
+    assert sorted([*examples["train"], *examples["evaluation"]]) == list(range(len(examples["rows"])))
+    assert len(examples["evaluation"]) == 4 and examples["counts"][0] == 0
+    assert sum(examples["train_counts"]) == len(examples["train"])
+    results = read(out / "results.json")
+    assert [row["name"] for row in results["rows"]] == list(config.models)
+    edits = [json.loads(line) for line in (out / "edits-distilled/edits.jsonl").read_text().splitlines()]
+    assert {edit["image_index"] for edit in edits} <= set(examples["evaluation"])
+    assert all(edit["target"] == edit["label"] for edit in edits)
+    sequences = results["sequences"]
+    assert list(sequences) == config.adversarial.sequence_rows
+    assert torch.tensor(sequences["pretrained"]["error_rates"]).shape == (2, 3)
+    assert [row["name"] for row in results["generalization"]] == config.adversarial.generalization_rows
+    for picture in ("drawdown.png", "sequences.png", "examples/ranks.png"):
+        assert (out / picture).stat().st_size > 5_000
+
+    for module, name in (
+        (image_stages, "EditableImageTrainer"),
+        (image_stages, "ErrorDrawdownEvaluator"),
+        (adversarial_stages, "evaluate_sequences"),
+        (adversarial_stages, "evaluate_generalization"),
+    ):
+        monkeypatch.setattr(module, name, None)
+    natural_adversarial.main(config)
+    again = read(out / "results.json")
+    assert {key: again[key] for key in ("rows", "sequences")} == {key: results[key] for key in ("rows", "sequences")}
+
+
+def test_folder_of_examples(tmp_path, capsys):
+    folders = make_image_folders(tmp_path)
+    set_seed(0)
+    StemResNetForImageClassification(StemResNetConfig(**SIZES, num_labels=6)).save_pretrained(tmp_path / "weights")
+    ResNetModel(ResNetConfig(**SIZES, layer_type="basic")).save_pretrained(tmp_path / "embedding")
+    path = tmp_path / "config.yaml"
+    text = (CONFIGS / "paper.yaml").read_text().replace("extra: 4096", "extra: 16")
+    path.write_text(text.replace("source: folder,", "source: folder, image_size: 32,"))
+    config = load_config(
+        str(path),
+        adversarial=True,
+        data=str(folders / "imagenet"),
+        natural_adversarial=str(folders / "adversarial"),
+        embedding=str(tmp_path / "embedding"),
+        weights=str(tmp_path / "weights"),
+        output_dir=str(tmp_path / "out"),
+        smoke=True,
+    )
+    config.training |= {"use_cpu": True, "disable_tqdm": True}
+    config.evaluation.num_workers = 0
+    natural_adversarial.main(config)
+    assert "Table 5" in capsys.readouterr().out
+    examples = read(tmp_path / "out/examples/examples.json")
+    assert len(examples["rows"]) == 12 and len(examples["evaluation"]) == 4 and len(examples["train"]) == 8
+    assert sum(examples["counts"]) == 12 and examples["top_100"] == pytest.approx(1)
+    neighbours = read(tmp_path / "out/neighbours/neighbours.json")
+    assert len(neighbours) == 12 and all(0 <= index < 24 for index in neighbours)
+
+
+def test_killed_sequences_continue(tmp_path, monkeypatch):
+    def config(folder):
+        loaded = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(tmp_path), smoke=True)
+        loaded.training["use_cpu"] = True
+        loaded.output_dir = str(tmp_path / folder)
+        loaded.models = {"pretrained": loaded.models["pretrained"]}
+        loaded.adversarial.sequence_rows = ["pretrained"]
+        loaded.adversarial.generalization_rows = []
+        return loaded
+
+    class Killed(Exception):
+        pass
+
+    natural_adversarial.main(config("whole"))
+    evaluate, seeds = adversarial_stages.evaluate_sequences, []
+
+    def run_once(*args, **kwargs):
+        seeds.append(kwargs["seed"])
+        if len(seeds) == 2:
+            raise Killed
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(adversarial_stages, "evaluate_sequences", run_once)
+    with pytest.raises(Killed):
+        natural_adversarial.main(config("killed"))
+    natural_adversarial.main(config("killed"))
+    assert seeds == [0, 1, 1]
+    whole, killed = (read(tmp_path / name / "results.json") for name in ("whole", "killed"))
+    assert whole["sequences"] == killed["sequences"]
+    assert without_times(whole["rows"]) == without_times(killed["rows"])
+
+
+def test_no_mistakes(tmp_path, monkeypatch):
+    config = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(tmp_path), smoke=True)
+    config.training["use_cpu"] = True
+
+    def always_right(model, dataset, config):
+        return torch.nn.functional.one_hot(torch.tensor(dataset.with_format(None)["label"]), 10).float()
+
+    monkeypatch.setattr(adversarial_stages, "_logits", always_right)
+    with pytest.raises(ValueError, match="at least 2 examples to edit, .* but 'mistakes' has 0; hold out more"):
+        natural_adversarial.main(config)
