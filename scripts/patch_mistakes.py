@@ -25,9 +25,8 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.report import environment
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode, verified_edit
-from editable_hf.hub.patch_sequence import patch_one_after_another, patch_request
+from editable_hf.hub.patch_sequence import patch_of, patch_one_after_another
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
-from editable_hf.hub.patches import Patch
 from editable_hf.hub.translation_review import review_translations
 
 
@@ -121,9 +120,8 @@ def main(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     results["together"] = {"num_steps": joint.result.num_steps, "success": joint.result.success, "seconds": seconds}
     results["together"] |= reviewed(model, tokenizer, joint.result.params, test, requests, "all by one patch")
-    joint_request = [patch_request(each) for each in joint.requests]
-    patch = Patch.from_edit(model, joint.result, request=joint_request, editor=config, layers=config.layers)
-    results["together"]["bytes"] = len(patch.payload)
+    patch = patch_of(model, joint, config)
+    results["together"]["bytes"] = None if patch is None else len(patch.payload)
     steps = patch_one_after_another(model, tokenizer, requests, config, max_rounds=args.max_rounds)
     patches = [step.patch for step in steps if step.patch is not None]
     apply_patches(model, patches)

@@ -25,7 +25,7 @@ from editable_hf.data.requests import make_edit_requests, read_edit_requests
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint, verified_edit
 from editable_hf.hub.image_review import review_images
 from editable_hf.hub.patch_record import applied_patches
-from editable_hf.hub.patch_sequence import patch_request
+from editable_hf.hub.patch_sequence import patch_of
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
 from editable_hf.hub.patches import Patch
 from editable_hf.hub.regression_set import read_regression_set
@@ -108,8 +108,7 @@ def edit_translations(
         max_steps=config.max_steps,
         max_rounds=max_rounds,
     )
-    request = [patch_request(each) for each in outcome.requests]
-    patch = _patch(loaded, outcome.result, request, outcome.all_verified, **options)
+    patch = patch_of(model, outcome, config, **options)
     return EditOutcome(outcome.result, patch, outcome.all_verified, outcome.outputs, outcome.num_rounds)
 
 
@@ -120,25 +119,12 @@ def edit_images(loaded: Loaded, paths: Sequence[str], target: str, **options: An
     constraints = [ClassConstraint({"pixel_values": pixels(loaded, path)}, label) for path in paths]
     result = edit(model, JointConstraint(constraints), config.build_editor(), config.layers, config.max_steps)
     request = [{"image": Path(path).name, "target": label, "name": class_name(model, label)} for path in paths]
-    patch = _patch(loaded, result, request, result.success, **options)
+    patch = None
+    if result.success and result.num_steps > 0:
+        patch = Patch.from_edit(
+            model, result, request=request, editor=config, layers=config.layers, verified=True, **options
+        )
     return EditOutcome(result, patch, result.success, [class_name(model, label)] * len(paths), 1)
-
-
-def _patch(
-    loaded: Loaded, result: EditResult, request: Any, verified: bool, *, base_model: str | None, encoding: str
-) -> Patch | None:
-    if not result.success or result.num_steps == 0:
-        return None
-    return Patch.from_edit(
-        loaded.model,
-        result,
-        request=request,
-        editor=loaded.editor,
-        layers=loaded.editor.layers,
-        base_model=base_model,
-        verified=verified,
-        encoding=encoding,
-    )
 
 
 def pixels(loaded: Loaded, path: str) -> Tensor:

@@ -60,23 +60,7 @@ def review_images(
     evaluator = ErrorDrawdownEvaluator(model, dataset, layers=list(params), batch_size=batch_size)
     before, after = evaluator.predict([params])
     names = model.config.id2label if class_names is None else class_names
-    triples = zip(evaluator.labels.tolist(), before.tolist(), after.tolist(), strict=True)
-    changes = sorted_changes(
-        [
-            Change(
-                index=index,
-                source=f"image {index}",
-                reference=names[label],
-                before=names[old],
-                after=names[new],
-                edited=index in edited_indices,
-                distance=1.0,
-                gain=float((new == label) - (old == label)),
-            )
-            for index, (label, old, new) in enumerate(triples)
-            if old != new
-        ]
-    )
+    changes = _changed_classes(evaluator.labels, before, after, names, edited_indices)
     return Review(
         IMAGE,
         patch,
@@ -88,6 +72,28 @@ def review_images(
         after=evaluator.error_rate_of(after),
         num_examples=len(dataset),
         changes=changes if pictures is None else _with_pictures(changes, pictures),
+    )
+
+
+def _changed_classes(
+    labels: Tensor, before: Tensor, after: Tensor, names: Sequence[str] | Mapping[int, str], edited: Collection[int]
+) -> list[Change]:
+    triples = zip(labels.tolist(), before.tolist(), after.tolist(), strict=True)
+    return sorted_changes(
+        [
+            Change(
+                index=index,
+                source=f"image {index}",
+                reference=names[label],
+                before=names[old],
+                after=names[new],
+                edited=index in edited,
+                distance=1.0,
+                gain=float((new == label) - (old == label)),
+            )
+            for index, (label, old, new) in enumerate(triples)
+            if old != new
+        ]
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.evaluation.verified_edit import decode, verified_edit
+from editable_hf.evaluation.verified_edit import VerifiedEdit, decode, verified_edit
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
 from editable_hf.hub.patches import Patch
 from editable_hf.training.editor_config import EditorConfig
@@ -37,13 +37,27 @@ def patch_request(request: Mapping[str, Any]) -> dict[str, Any]:
     return {key: request[key] for key in _KEYS}
 
 
+def patch_of(model: PreTrainedModel, outcome: VerifiedEdit, config: EditorConfig, **options: Any) -> Patch | None:
+    """The patch of an edit; `None` if it failed or changed nothing. `options` are those of [`Patch.from_edit`]."""
+    if not outcome.result.success or outcome.result.num_steps == 0:
+        return None
+    return Patch.from_edit(
+        model,
+        outcome.result,
+        request=[patch_request(each) for each in outcome.requests],
+        editor=config,
+        layers=config.layers,
+        verified=outcome.all_verified,
+        **options,
+    )
+
+
 def patch_one_after_another(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Mapping[str, Any]],
     config: EditorConfig,
     *,
-    layers: str | Iterable[str] | None = None,
     max_rounds: int = 5,
     base_model: str | None = None,
     encoding: str = "xor",
@@ -58,13 +72,11 @@ def patch_one_after_another(
         tokenizer: Its tokenizer.
         requests: Rows of an edit-request dataset.
         config: The editor, its layers and its most steps.
-        layers: Instead of the config's.
         max_rounds: See [`verified_edit`].
         base_model: See [`Patch.from_edit`].
         encoding: See [`Patch.from_edit`].
         progress: Title of the progress bar, none if `None`.
     """
-    layers = config.layers if layers is None else layers
     steps: list[PatchStep] = []
     holding: set[int] = set()
     num_applied = 0
@@ -75,22 +87,12 @@ def patch_one_after_another(
                 tokenizer,
                 [request],
                 config.build_editor(),
-                layers,
+                config.layers,
                 max_steps=config.max_steps,
                 max_rounds=max_rounds,
             )
-            patch = None
-            if outcome.result.success and outcome.result.num_steps > 0:
-                patch = Patch.from_edit(
-                    model,
-                    outcome.result,
-                    request=[patch_request(each) for each in outcome.requests],
-                    editor=config,
-                    layers=layers,
-                    base_model=base_model,
-                    verified=outcome.all_verified,
-                    encoding=encoding,
-                )
+            patch = patch_of(model, outcome, config, base_model=base_model, encoding=encoding)
+            if patch is not None:
                 apply_patches(model, patch)
                 num_applied += 1
             broken = [] if patch is None else sorted(_broken(model, tokenizer, requests, holding))

@@ -105,10 +105,11 @@ def _article(review: Review, change: Change) -> str:
     if change.reference is not None:
         rows.append(_row("reference", "Truth" if is_image else "Reference", html.escape(change.reference)))
     picture = f'<img src="{html.escape(change.picture)}" alt="" loading="lazy">' if change.picture else ""
+    content = f"{picture}<dl>{''.join(rows)}</dl>"
     return (
         f'<article data-index="{change.index}" data-distance="{change.distance:.4f}" data-gain="{gain}" '
         f'data-effect="{change.effect or ""}" data-edited="{int(change.edited)}">'
-        f'<header>{_badges(review, change)}</header><div class="body">{picture}<dl>{"".join(rows)}</dl></div></article>'
+        f'<header>{_badges(review, change)}</header><div class="body">{content}</div></article>'
     )
 
 

@@ -62,12 +62,7 @@ def review_translations(
     Raises:
         ValueError: If there are no sources, not as many references, or parameters that the model does not have.
     """
-    if not sources or (references is not None and len(references) != len(sources)):
-        num_references = "no" if references is None else f"{len(references):,}"
-        raise ValueError(
-            f"Expected at least one source, and as many references or none, but got {len(sources):,} sources and "
-            f"{num_references} references; check the regression set."
-        )
+    _check_sizes(sources, references)
     params = own_params(model, params)
     translator = _build_translator(model, tokenizer, sources, params, num_beams, batch_size)
     before, after = _translate_twice(translator, params, memo_gigabytes, progress)
@@ -83,6 +78,15 @@ def review_translations(
         num_examples=len(sources),
         changes=changes,
     )
+
+
+def _check_sizes(sources: Sequence[str], references: Sequence[str] | None) -> None:
+    if not sources or (references is not None and len(references) != len(sources)):
+        num_references = "no" if references is None else f"{len(references):,}"
+        raise ValueError(
+            f"Expected at least one source, and as many references or none, but got {len(sources):,} sources and "
+            f"{num_references} references; check the regression set."
+        )
 
 
 def _build_translator(
