@@ -21,10 +21,12 @@ import torch
 from recipe_config import RecipeConfig, load_config
 from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model
 
+from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
 from editable_hf.evaluation.paper_tables import TABLE_6
 from editable_hf.evaluation.report import format_table
 from editable_hf.evaluation.showcase import format_showcase
+from editable_hf.training.model_card import add_results, complete_model_card
 from editable_hf.training.stages import Stage, Stages
 
 
@@ -62,7 +64,17 @@ def main(config: RecipeConfig) -> None:
     build = partial(evaluate, config, parts, requests, models)
     results = stages.run("evaluation", asdict(config.evaluation), [*parts, requests, *models.values()], build)
     if state.is_main_process:
+        write_card(config, models["editable"].folder, results.folder)
         print_results(results.folder)
+
+
+def write_card(config: RecipeConfig, model: Path, folder: Path) -> None:
+    """The editable model's card: how to edit it, and the first row of its results."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    row = next(row for row in results["rows"] if row["name"] == "editable")
+    complete_model_card(model, EditorConfig.from_pretrained(model))
+    pair = f"{config.data.source_lang}-{config.data.target_lang}"
+    add_results(model, row, task="translation", dataset=pair, dataset_name=results["test_name"])
 
 
 def print_results(folder: Path) -> None:

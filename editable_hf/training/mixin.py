@@ -18,6 +18,7 @@ from editable_hf.training.attached_editor import attach_editor, restore_editor, 
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.locality import LocalityBatch
+from editable_hf.training.model_card import complete_model_card
 from editable_hf.training.term_log import TermLog
 
 
@@ -41,18 +42,14 @@ class EditableTrainerMixin(ABC):
     def _init_editable(self, edit_dataset) -> None:
         args, model = self.args, self.model
         check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
-        self.edit_dataset = edit_dataset
+        self.edit_dataset, self._terms = edit_dataset, TermLog()
         # A model that was trained before still has its editor, which "*" would select.
-        selected = select_parameters(model, args.edit_layers)
-        self.edit_parameters = [name for name in selected if not name.startswith("editor.")]
-        distill = args.base_loss == "distillation"
-        self.teacher = deepcopy(model).eval().requires_grad_(False) if distill else None
+        self.edit_parameters = [n for n in select_parameters(model, args.edit_layers) if not n.startswith("editor.")]
+        self.teacher = deepcopy(model).eval().requires_grad_(False) if args.base_loss == "distillation" else None
         attach_editor(model, args)
         # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
         model.editor.requires_grad_(edit_dataset is not None)
-        self._terms = TermLog()
-        if edit_dataset is not None:
-            self._order = RequestOrder(len(edit_dataset), args)
+        self._order = None if edit_dataset is None else RequestOrder(len(edit_dataset), args)
 
     def locality_batch(self, inputs: Mapping[str, Any], labels: Tensor) -> LocalityBatch:
         """Compares edits on the batch whose base forward runs within its `recorded()`."""
@@ -87,13 +84,12 @@ class EditableTrainerMixin(ABC):
         return total + sum(0.0 * parameter for parameter in editor.parameters())
 
     def _draw(self) -> list[Mapping[str, Any]]:
-        """The requests of this micro-batch on this process."""
         return [self.edit_dataset[row] for row in self._order.rows(self.state.global_step)]
 
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:
-            logs |= self._terms.means(self.accelerator)
-            logs |= {f"editor/{name}": value for name, value in self.model.editor.values().items()}
+            editor = {f"editor/{name}": value for name, value in self.model.editor.values().items()}
+            logs |= self._terms.means(self.accelerator) | editor
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
@@ -110,11 +106,15 @@ class EditableTrainerMixin(ABC):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         restore_editor(self.model.editor, resume_from_checkpoint)
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.args.should_save:
+            complete_model_card(self.args.output_dir, self.editor_config())
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         restore_editor(self.model.editor, self.state.best_model_checkpoint)
 
     def editor_config(self) -> EditorConfig:
         """The editor as it stands, as it is saved beside the weights."""
-        args = self.args
-        return EditorConfig.of(self.model.editor, list(args.edit_layers), args.edit_max_steps)
+        return EditorConfig.of(self.model.editor, list(self.args.edit_layers), self.args.edit_max_steps)
