@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self, with_body: bool):
         path = self._path()
-        found = re.fullmatch("/api/models/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/([^/]+))?)?", path)
+        found = re.fullmatch("/api/models/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/([^/]+)(?:/(.+))?)?)?", path)
         resolved = re.fullmatch("/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if path == "/api/whoami-v2":
             self._json({"name": "me", "type": "user"}) if self._token() == TOKEN else self._error(401, "no such token")
@@ -162,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "no such revision", code="RevisionNotFound")
         elif resolved:
             self._file(commit, resolved[3], with_body)
+        elif found[2] == "tree" and found[4]:  # no repository here has folders
+            self._error(404, "no such folder", code="EntryNotFound")
         elif found[2] == "tree":
             self._json([_tree_entry(name, content) for name, content in sorted(commit[1].items())])
         else:
