@@ -184,7 +184,7 @@ def _apply(args: argparse.Namespace) -> int:
     loaded = commands.load(args.model, args.patches)
     commands.save_model(loaded, args.output)
     carried = commands.applied_patches(loaded.model)
-    _print(args, {"output": args.output, "patches": carried}, f"{args.output} carries {len(carried)} patches.")
+    _print(args, {"output": args.output, "patches": carried}, _carries(args.output, carried))
     return 0
 
 
@@ -195,7 +195,7 @@ def _revert(args: argparse.Namespace) -> int:
     commands.revert_patches(loaded.model, args.patches)
     commands.save_model(loaded, args.output)
     left = commands.applied_patches(loaded.model)
-    _print(args, {"output": args.output, "patches": left}, f"{args.output} carries {len(left)} patches.")
+    _print(args, {"output": args.output, "patches": left}, _carries(args.output, left))
     return 0
 
 
@@ -232,10 +232,15 @@ def _list(args: argparse.Namespace) -> int:
             )
         except ValueError:
             one = commands.describe_model(name)
-            lines.append(f"{name}: model with {len(one['patches'])} patches {[each[:12] for each in one['patches']]}")
+            lines.append(_carries(name, one["patches"]))
         found.append(one)
     _print(args, {"found": found}, "\n".join(lines))
     return 0
+
+
+def _carries(name: str, patches: Sequence[str]) -> str:
+    listed = ": " + ", ".join(each[:12] for each in patches) if patches else ""
+    return f"{name}: a model with {len(patches)} patch{'' if len(patches) == 1 else 'es'}{listed}"
 
 
 def _push(args: argparse.Namespace) -> int:

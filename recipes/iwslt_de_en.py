@@ -72,9 +72,12 @@ def write_card(config: RecipeConfig, model: Path, folder: Path) -> None:
     """The editable model's card: how to edit it, and the first row of its results."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     row = next(row for row in results["rows"] if row["name"] == "editable")
-    complete_model_card(model, EditorConfig.from_pretrained(model))
+    complete_model_card(model, EditorConfig.from_pretrained(model), recipe=asdict(config))
+    # The embedded corpus is this package's own; what others allow is for their owners to say.
+    license = "apache-2.0" if config.data.source == "embedded" else None
     pair = f"{config.data.source_lang}-{config.data.target_lang}"
-    add_results(model, row, task="translation", dataset=pair, dataset_name=results["test_name"])
+    names = {"dataset": pair, "dataset_name": results["test_name"]}
+    add_results(model, row, task="translation", license=license, **names)
 
 
 def print_results(folder: Path) -> None:

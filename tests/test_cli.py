@@ -87,7 +87,7 @@ def test_text_output(capsys, model_folder, sentence_pairs, data_file, tmp_path):
     assert main(["evaluate", model_folder, patch]) == 0
     assert "l_e <= 0 yes, verified yes" in capsys.readouterr().out
     assert main(["list", patch, model_folder]) == 0
-    assert "model with 0 patches" in capsys.readouterr().out
+    assert "a model with 0 patches" in capsys.readouterr().out
 
 
 def test_requests_from_a_file(capsys, model_folder, sentence_pairs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard
 from editable_hf.training.editor_config import EditorConfig
 
 TAG = "editable"
-_HEADING = "## Editing this model"
+_HEADING, _RECIPE = "## Editing this model", "## Recipe"
 
 # Entries of an evaluator's row that the card reports: the hub's name of the metric, and a title.
 _METRICS = {
@@ -25,12 +26,13 @@ _METRICS = {
 }
 
 
-def complete_model_card(folder: str | Path, config: EditorConfig) -> None:
+def complete_model_card(folder: str | Path, config: EditorConfig, recipe: Mapping[str, Any] | None = None) -> None:
     """Adds the tag `editable` and how to edit the model to `README.md` in `folder`, once.
 
     Args:
         folder: Of the checkpoint; a card is started if there is none.
         config: The checkpoint's editor.
+        recipe: How the model was trained, for another section; what JSON can hold.
     """
     card = _load(folder)
     card.data.tags = [*dict.fromkeys([*(card.data.tags or []), TAG])]
@@ -50,6 +52,8 @@ editable-hf edit MODEL --source "..." --target "..." -o patch   # images: --imag
 editable-hf diff MODEL patch --data test.tsv                     # what else the patch changes
 ```
 """
+    if recipe is not None and _RECIPE not in card.text:
+        card.text = f"{card.text.rstrip()}\n\n{_RECIPE}\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n"
     _save(card, folder)
 
 

@@ -56,6 +56,8 @@ def test_whole_recipe_twice(corpus, tmp_path):
     assert "paper: editable, c_loc=100, alpha=3e-4" in first and "Paper: IWSLT14 De-En" in first
 
     results = json.loads((out / "evaluation/results.json").read_text())
+    card = (out / "editable/README.md").read_text()
+    assert "- editable" in card and "model-index:" in card and "## Recipe" in card and card.count("## Editing") == 1
     assert [row["name"] for row in results["rows"]] == ["baseline", "editable"]
     for row in results["rows"]:
         assert (row["num_edits"], row["num_sentences"]) == (2, 10)

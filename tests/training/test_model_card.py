@@ -22,8 +22,9 @@ def test_trainer_writes_the_card(make_trainer, trained_marian, tmp_path):
 
 def test_card_is_completed_once(tmp_path):
     for _ in range(2):
-        complete_model_card(tmp_path, EditorConfig())
+        complete_model_card(tmp_path, EditorConfig(), recipe={"seed": 3})
     card = ModelCard.load(tmp_path / "README.md")
+    assert card.text.count("## Recipe") == 1 and '"seed": 3' in card.text
     assert card.text.count("## Editing this model") == 1 and card.data.tags == ["editable"]
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
