@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -34,12 +35,20 @@ class Stages:
 
     Args:
         output_dir: Where the stages leave their folders; created if missing.
+
+    Raises:
+        RuntimeError: If there are several processes that do not know of each other.
     """
 
     def __init__(self, output_dir: str | Path):
         self.output_dir = Path(output_dir)
         # Processes that wait for the main one's evaluation must not give up after the default 30 minutes.
         self.state = PartialState(timeout=timedelta(days=2))
+        if int(os.environ.get("WORLD_SIZE", "1")) > self.state.num_processes:
+            raise RuntimeError(
+                f"{os.environ['WORLD_SIZE']} processes were started, but each believes to be alone, so that all would "
+                "build the same stages. On a machine without a GPU set ACCELERATE_USE_CPU=true."
+            )
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
 

@@ -132,3 +132,10 @@ def test_foreign_folder_is_not_taken_for_a_stage(stages):
     (folder / "stage.json").write_text("{")
     stages.run("data", {}, [], Builder())
     assert (stages.output_dir / "data.old1/mine.txt").read_text() == "precious"
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="2 processes were started, but each believes to be alone.*USE_CPU=true"):
+        Stages(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
