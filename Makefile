@@ -17,7 +17,7 @@ demo: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
 
 test: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
 
 style: install
 	$(BIN)/ruff check --fix .

@@ -36,6 +36,7 @@ setup(
         "vision": ["pillow>=10", "scikit-learn>=1.4", "optuna>=5"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.9",
             "matplotlib>=3.8",

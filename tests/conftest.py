@@ -1,6 +1,8 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Two workers share the cores with the processes that they start: threads that wait must not spin.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import copy
 
