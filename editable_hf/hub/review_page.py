@@ -124,7 +124,8 @@ def _badges(review: Review, change: Change) -> str:
         badges.append(f'<span class="badge {change.effect}">{text}{gain}</span>')
     if review.kind != IMAGE:
         share = f"{change.distance:.0%} of words" if change.distance else "spaces only"
-        badges.append(f'<span class="share"><meter value="{change.distance:.4f}"></meter>{share}</span>')
+        meter = f'<span class="meter"><i style="width:{change.distance:.0%}"></i></span>'
+        badges.append(f'<span class="share">{meter}{share}</span>')
     return "".join(badges)
 
 

@@ -62,7 +62,7 @@ def format_markdown(review: Review, max_changes: int = 50, max_drawdown: float |
         "",
         f"On {_escaped(review.base_model)}, {_escaped(review.regression_set)}.",
         "",
-        *(f"- {_escaped(line)}" for line in summary(review, max_drawdown)),
+        *(f"- {_escaped(line.replace('->', '→'))}" for line in summary(review, max_drawdown)),
     ]
     if not review.changes:
         return "\n".join([*lines, ""])
