@@ -54,8 +54,10 @@ def whole_model(evaluator: ErrorDrawdownEvaluator, edits: Sequence[Params]) -> T
     model, logits = evaluator.model.eval(), []
     for params in edits:
         with edited(model, params):
-            batches = evaluator.loader
-            logits.append(torch.cat([model(batch["pixel_values"].to(model.device)).logits.cpu() for batch in batches]))
+            batches = (
+                batch["pixel_values"].to(model.device, memory_format=torch.channels_last) for batch in evaluator.loader
+            )
+            logits.append(torch.cat([model(batch).logits.cpu() for batch in batches]))
     return torch.stack(logits)
 
 

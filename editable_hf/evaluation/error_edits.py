@@ -85,7 +85,9 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         batches, labels = [], []
         with eval_mode(self.model), torch.no_grad():
             for batch in tqdm(self.loader, desc=progress, disable=progress is None, unit="batch", leave=False):
-                images = batch["pixel_values"].to(self.model.device, self.model.dtype)
+                images = batch["pixel_values"].to(
+                    self.model.device, self.model.dtype, memory_format=torch.channels_last
+                )
                 with record(self.model, watched) as recording:
                     logits = [self.model(pixel_values=images).logits.unsqueeze(0)]
                 for stack in stacks:
