@@ -10,9 +10,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from editable_hf.models.image_classifier import ImageClassifier
 
 CHANNELS = (16, 32, 64)
 
@@ -50,7 +51,7 @@ class CifarResNetConfig(PreTrainedConfig):
         return {**super().default_config_fields(), "id2label": {}, "label2id": {}}
 
 
-class CifarResNetForImageClassification(PreTrainedModel):
+class CifarResNetForImageClassification(ImageClassifier):
     """ResNet of three stages with 16, 32 and 64 channels, without parameters in its shortcuts.
 
     The published weights' names are kept: `conv1`, `layer1.0.bn2`, `linear` and so on. They expect pixels in [0, 1],
@@ -61,8 +62,6 @@ class CifarResNetForImageClassification(PreTrainedModel):
     """
 
     config_class = CifarResNetConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
 
     def __init__(self, config: CifarResNetConfig):
         super().__init__(config)
@@ -80,26 +79,10 @@ class CifarResNetForImageClassification(PreTrainedModel):
         if isinstance(module, nn.Conv2d | nn.Linear):
             init.kaiming_normal_(module.weight)
 
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Tensor, ...]:
-        """Logits, and the loss where labels are given.
-
-        Args:
-            pixel_values: `(batch, 3, height, width)`.
-            labels: Class indices, `(batch,)`.
-            return_dict: `False` for a tuple of loss (if any) and logits.
-
-        Returns:
-            `loss`, scalar, the mean cross-entropy in nats; `logits`, `(batch, num_classes)`.
-        """
+    def classify(self, pixel_values: Tensor) -> Tensor:
         hidden = F.relu(self.bn1(self.conv1(pixel_values)))
         hidden = self.layer3(self.layer2(self.layer1(hidden)))  # (batch, 64, height / 4, width / 4)
-        logits = self.linear(hidden.mean((2, 3)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.linear(hidden.mean((2, 3)))
 
 
 class _Block(nn.Module):

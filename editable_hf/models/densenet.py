@@ -9,9 +9,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from editable_hf.models.image_classifier import ImageClassifier
 
 # timm's names for torchvision's architectures.
 DENSENET_SIZES: dict[str, dict[str, Any]] = {
@@ -81,7 +82,7 @@ def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class DenseNetForImageClassification(PreTrainedModel):
+class DenseNetForImageClassification(ImageClassifier):
     """DenseNet with a linear classifier.
 
     `from_pretrained("timm/densenet169.tv_in1k")` loads torchvision's weights as timm stores them. (The Auto classes
@@ -93,8 +94,6 @@ class DenseNetForImageClassification(PreTrainedModel):
     """
 
     config_class = DenseNetConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     # Weights from before torch 0.4.1 lack BatchNorm's counter of batches, which only `momentum=None` reads.
     _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]
 
@@ -109,25 +108,9 @@ class DenseNetForImageClassification(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
 
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Tensor, ...]:
-        """Logits, and the loss where labels are given.
-
-        Args:
-            pixel_values: `(batch, 3, height, width)`.
-            labels: Class indices, `(batch,)`.
-            return_dict: `False` for a tuple of loss (if any) and logits.
-
-        Returns:
-            `loss`, scalar, the mean cross-entropy in nats; `logits`, `(batch, num_classes)`.
-        """
+    def classify(self, pixel_values: Tensor) -> Tensor:
         hidden = F.relu(self.features(pixel_values))  # (batch, channels, height / 32, width / 32)
-        logits = self.classifier(hidden.mean((2, 3)))
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.classifier(hidden.mean((2, 3)))
 
 
 class _DenseLayer(nn.Module):

@@ -11,8 +11,17 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from editable_hf.core.editors import LearnableEditor
+from editable_hf.core.selection import select_parameters
 from editable_hf.training.arguments import EditableArguments
 from editable_hf.training.editor_config import EDITOR_CONFIG_NAME, EditorConfig
+
+
+def editable_names(model: PreTrainedModel, layers: Iterable[str]) -> list[str]:
+    """Names of the parameters that edits move.
+
+    A model that was trained before still has its editor, which "*" would select.
+    """
+    return [name for name in select_parameters(model, layers) if not name.startswith("editor.")]
 
 
 def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
@@ -30,18 +39,19 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
 
 def separate_group(
     optimizer: Optimizer, parameters: Iterable[Parameter], learning_rate: float, weight_decay: float = 0.0
-) -> None:
-    """Gives `parameters` a group of their own, unless they have one or are empty.
+) -> Optimizer:
+    """Gives `parameters` a group of their own in `optimizer`, which is returned, unless they have one or are empty.
 
     Also in an optimiser that the user made before the editor existed.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     own = {id(parameter) for parameter in parameters}
     if not own or any({id(parameter) for parameter in group["params"]} == own for group in optimizer.param_groups):
-        return
+        return optimizer
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
     optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": weight_decay})
+    return optimizer
 
 
 def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -86,13 +85,7 @@ class EditableImageTrainer(EditableTrainerMixin, Trainer):
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        editable = self.edit_dataset is not None and self.model.training
-        batch = self.locality_batch(inputs, labels) if editable else None
-        with batch.recorded() if editable else nullcontext():
-            outputs = model(**inputs)
-        loss = self._base_loss(outputs.logits, labels, inputs, num_items_in_batch)
-        if editable:
-            loss = self.add_edit_terms(loss, batch)
+        loss, outputs = self.loss_and_outputs(model, inputs, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.utils import logging
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, ReplayError, record
+from editable_hf.training.arguments import EditableArguments
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +48,22 @@ class LocalityBatch:
         self.model, self.params, self.inputs, self.loss, self._replay = model, params, dict(inputs), loss, replay
         self._reuse = reuse_base_forward and replay
         self._recording: Recording | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        names: Iterable[str],
+        inputs: Mapping[str, Any],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        args: EditableArguments,
+    ) -> LocalityBatch:
+        """For edits of the parameters `names`, as the training arguments say."""
+        own = dict(model.named_parameters())
+        # Compiled code cannot be watched.
+        reuse = args.reuse_base_forward and not args.torch_compile
+        params = {name: own[name] for name in names}
+        return cls(model, params, inputs, loss, reuse_base_forward=reuse, replay=args.replay)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:

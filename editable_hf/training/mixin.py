@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +14,8 @@ from torch import Tensor
 
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
-from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import RequestOrder
-from editable_hf.training.attached_editor import attach_editor, restore_editor, separate_group
+from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.locality import LocalityBatch
@@ -43,8 +44,7 @@ class EditableTrainerMixin(ABC):
         args, model = self.args, self.model
         check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
         self.edit_dataset, self._terms = edit_dataset, TermLog()
-        # A model that was trained before still has its editor, which "*" would select.
-        self.edit_parameters = [n for n in select_parameters(model, args.edit_layers) if not n.startswith("editor.")]
+        self.edit_parameters = editable_names(model, args.edit_layers)
         self.teacher = deepcopy(model).eval().requires_grad_(False) if args.base_loss == "distillation" else None
         attach_editor(model, args)
         # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
@@ -53,15 +53,16 @@ class EditableTrainerMixin(ABC):
 
     def locality_batch(self, inputs: Mapping[str, Any], labels: Tensor) -> LocalityBatch:
         """Compares edits on the batch whose base forward runs within its `recorded()`."""
-        args, own = self.args, dict(self.model.named_parameters())
-        return LocalityBatch(
-            self.model,
-            {name: own[name] for name in self.edit_parameters},
-            inputs,
-            lambda reference, edited: self.locality_loss(reference, edited, labels),
-            reuse_base_forward=args.reuse_base_forward and not args.torch_compile,  # compiled code cannot be watched
-            replay=args.replay,
-        )
+        loss = partial(self.locality_loss, labels=labels)
+        return LocalityBatch.of(self.model, self.edit_parameters, inputs, loss, self.args)
+
+    def loss_and_outputs(self, model, inputs: Mapping[str, Any], labels: Tensor, num_items) -> tuple[Tensor, Any]:
+        """Eq. 2, and the outputs of the base forward; without edits and in evaluation the base loss alone."""
+        batch = self.locality_batch(inputs, labels) if self.edit_dataset is not None and self.model.training else None
+        with nullcontext() if batch is None else batch.recorded():
+            outputs = model(**inputs)
+        base = self._base_loss(outputs.logits, labels, inputs, num_items)
+        return (base if batch is None else self.add_edit_terms(base, batch)), outputs
 
     def add_edit_terms(self, base: Tensor, batch: LocalityBatch) -> Tensor:
         """Eq. 2 from the base loss, whose forward has run in train mode through the wrapped model.
@@ -93,9 +94,8 @@ class EditableTrainerMixin(ABC):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
-        optimizer = super().create_optimizer(model)
-        separate_group(optimizer, self.model.editor.parameters(), self.args.editor_learning_rate)
-        return optimizer
+        editor = self.model.editor.parameters()
+        return separate_group(super().create_optimizer(model), editor, self.args.editor_learning_rate)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,13 +66,7 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
             inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
         if self.model.training:
             inputs["use_cache"] = False
-        editable = self.edit_dataset is not None and self.model.training
-        batch = self.locality_batch(inputs, labels) if editable else None
-        with batch.recorded() if editable else nullcontext():
-            outputs = model(**inputs)
-        loss = self._base_loss(outputs.logits, labels, inputs, num_items_in_batch)
-        if editable:
-            loss = self.add_edit_terms(loss, batch)
+        loss, outputs = self.loss_and_outputs(model, inputs, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:

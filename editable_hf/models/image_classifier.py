@@ -1,0 +1,40 @@
+"""What this package's own convolutional classifiers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+
+class ImageClassifier(PreTrainedModel, ABC):
+    """An image classifier of `transformers`; a subclass says what its logits are."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    @abstractmethod
+    def classify(self, pixel_values: Tensor) -> Tensor:
+        """Logits, `(batch, num_classes)`."""
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Tensor, ...]:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            labels: Class indices, `(batch,)`.
+            return_dict: `False` for a tuple of loss (if any) and logits.
+
+        Returns:
+            `loss`, scalar, the mean cross-entropy in nats; `logits`, `(batch, num_classes)`.
+        """
+        logits = self.classify(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
