@@ -1,7 +1,7 @@
 """The functional core: editors, the edit loop, constraints and losses. Imports torch and nothing else."""
 
 from editable_hf.core.constraints import ClassConstraint, JointConstraint, SequenceConstraint
-from editable_hf.core.editing import EditResult, EditStack, edit, edited
+from editable_hf.core.editing import AnyEditor, EditFunction, EditResult, EditStack, edit, edited
 from editable_hf.core.editors import (
     EDITORS,
     Editor,
@@ -20,7 +20,9 @@ from editable_hf.core.selection import select_parameters
 
 __all__ = [
     "EDITORS",
+    "AnyEditor",
     "ClassConstraint",
+    "EditFunction",
     "EditResult",
     "EditStack",
     "Editor",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,11 @@ from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.selection import select_parameters
+
+# An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it
+# chose, `l_e` for them, and the values of `l_e` from the start to there.
+EditFunction = Callable[[FunctionalModel, Constraint, Params, int], tuple[Params, Tensor, list[float]]]
+AnyEditor = Editor | EditFunction
 
 
 class EditResult(NamedTuple):
@@ -36,7 +42,7 @@ class EditResult(NamedTuple):
 def edit(
     model: nn.Module,
     constraint: Constraint,
-    editor: Editor,
+    editor: AnyEditor,
     layers: str | Iterable[str],
     max_steps: int = 10,
     create_graph: bool = False,
@@ -50,7 +56,8 @@ def edit(
     Args:
         model: Any unwrapped module. With `create_graph`, attention must have a double backward ("eager").
         constraint: Called as `constraint(functional_model, params)`, returns a scalar.
-        editor: From [`rmsprop`] and its like, or [`LearnableEditor.build`].
+        editor: From [`rmsprop`] and its like, or [`LearnableEditor.build`]; or an [`EditFunction`], which chooses the
+            parameters in its own way (the baselines that need no gradient).
         layers: What may move, see [`select_parameters`].
         max_steps: k in Eq. 1.
         create_graph: Keep the graph of the whole unrolled edit, so that `params` and `loss` are differentiable with
@@ -74,15 +81,16 @@ def edit(
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
     else:  # copies: after 0 steps the result must not share memory with the model
         params = {name: param.detach().clone() for name, param in params.items()}
+    run = partial(_descend, editor) if isinstance(editor, Editor) else editor
     with eval_mode(model), torch.enable_grad():
-        params, loss, history = _descend(functional_model, constraint, editor, params, max_steps)
+        params, loss, history = run(functional_model, constraint, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
     return EditResult(params, history[-1] <= 0, len(history) - 1, loss, history)
 
 
 def _descend(
-    model: FunctionalModel, constraint: Constraint, editor: Editor, params: Params, max_steps: int
+    editor: Editor, model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int
 ) -> tuple[Params, Tensor, list[float]]:
     """The steps of Eq. 1: parameters and `l_e` at the end, and `l_e` at every step."""
     create_graph, state, history = model.create_graph, editor.init(params), []

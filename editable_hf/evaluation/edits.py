@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from editable_hf.core.editors import Editor
+from editable_hf.core.editing import AnyEditor
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 
 Request = Mapping[str, Any]
@@ -33,7 +33,7 @@ class EditEvaluator(ABC):
 
     @abstractmethod
     def _measure(
-        self, requests: Sequence[Request], editor: Editor, max_steps: int, progress: str | None, **options: Any
+        self, requests: Sequence[Request], editor: AnyEditor, max_steps: int, progress: str | None, **options: Any
     ) -> list[Record]:
         """The records of a group of edits that are measured together."""
 
@@ -44,7 +44,7 @@ class EditEvaluator(ABC):
     def evaluate(
         self,
         requests: Iterable[Request],
-        editor: Editor,
+        editor: AnyEditor,
         *,
         max_steps: int = 10,
         path: Path | None = None,

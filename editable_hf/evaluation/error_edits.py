@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from editable_hf.core.constraints import ClassConstraint
-from editable_hf.core.editing import edit, edited
-from editable_hf.core.editors import Editor, Params
+from editable_hf.core.editing import AnyEditor, edit, edited
+from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
@@ -102,7 +102,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         return (predictions != self.labels).double().mean().item()
 
     def _measure(
-        self, requests: Sequence[Request], editor: Editor, max_steps: int, progress: str | None
+        self, requests: Sequence[Request], editor: AnyEditor, max_steps: int, progress: str | None
     ) -> list[Record]:
         results, records = [], []
         for request in requests:

@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from editable_hf.core.constraints import ClassConstraint
-from editable_hf.core.editing import edit, edited
-from editable_hf.core.editors import Editor
+from editable_hf.core.editing import AnyEditor, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, Request
@@ -97,7 +96,7 @@ def evaluate_generalization(
     edit_images: Dataset,
     neighbour_images: Dataset,
     neighbours: Sequence[int] | Tensor,
-    editor: Editor,
+    editor: AnyEditor,
     layers: str | Iterable[str],
     *,
     num_augmentations: int = 5,

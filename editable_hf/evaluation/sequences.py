@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from editable_hf.core.constraints import ClassConstraint
-from editable_hf.core.editing import EditStack, edit
-from editable_hf.core.editors import Editor
+from editable_hf.core.editing import AnyEditor, EditStack, edit
 from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 
@@ -43,7 +42,7 @@ class SequenceResult(NamedTuple):
 def evaluate_sequences(
     evaluator: ErrorDrawdownEvaluator,
     requests: Sequence[Request],
-    editor: Editor,
+    editor: AnyEditor,
     *,
     num_edits: int,
     num_runs: int = 10,
@@ -84,7 +83,7 @@ def evaluate_sequences(
 
 
 def _run(
-    evaluator: ErrorDrawdownEvaluator, requests: list[Request], editor: Editor, max_steps: int
+    evaluator: ErrorDrawdownEvaluator, requests: list[Request], editor: AnyEditor, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     model, stack = evaluator.model, EditStack(evaluator.model)
     images = torch.cat([evaluator.request_inputs(request)["pixel_values"] for request in requests])

@@ -215,6 +215,27 @@ def test_tie_counts_as_success(classifier):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
+def test_editor_may_choose_the_parameters_in_its_own_way(classifier, create_graph):
+    """An `EditFunction` sees what a gradient editor sees, and its answer becomes the result."""
+    model, constraint, asked = classifier, ClassConstraint({"features": features()}, 1), []
+
+    def halve(functional_model, given, params, max_steps):
+        asked.append((given, sorted(params), max_steps, functional_model.model.training))
+        start, halved = given(functional_model, params), {name: 0.5 * param for name, param in params.items()}
+        loss = given(functional_model, halved)
+        return halved, loss, [start.item(), loss.item()]
+
+    layers = sorted(name for name, _ in model.named_parameters())[:1]
+    result = edit(model.train(), constraint, halve, layers, 7, create_graph)
+    assert asked == [(constraint, layers, 7, False)]
+    assert torch.equal(result.params[layers[0]], 0.5 * model.get_parameter(layers[0]))
+    assert (result.num_steps, result.success) == (1, result.history[-1] <= 0)
+    assert result.history[-1] == result.loss.item()
+    assert result.params[layers[0]].requires_grad == result.loss.requires_grad == create_graph
+    assert model.training
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
 def test_no_steps_allowed(classifier, create_graph):
     constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
     result = edit(classifier, constraint, rmsprop(0.1), "head", max_steps=0, create_graph=create_graph)
