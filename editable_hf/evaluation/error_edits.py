@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,13 +78,22 @@ class ErrorDrawdownEvaluator(EditEvaluator):
 
     def predict(self, edits: Sequence[Params], progress: str | None = None) -> Tensor:
         """Predicted classes of the unedited model and after each edit, `(1 + num_edits, num_images)`."""
+        batches, labels = [], []
+        for logits, batch_labels in self.logits(edits, progress):
+            batches.append(logits.argmax(-1).cpu())
+            labels.append(batch_labels)
+        self.labels = torch.cat(labels)
+        return torch.cat(batches, dim=1)
+
+    def logits(self, edits: Sequence[Params], progress: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch of the test set the logits of the unedited model and after each edit, on the model's device,
+        `(1 + num_edits, batch, num_classes)`, and the labels `(batch,)`."""
         own = dict(self.model.named_parameters())
         watched = [own[name] for name in self.layers]
         parts = [edits[start : start + self._edits_together] for start in range(0, len(edits), self._edits_together)]
         stacks = [_stack(part, self.layers) for part in parts]
-        batches, labels = [], []
-        with eval_mode(self.model), torch.no_grad():
-            for batch in tqdm(self.loader, desc=progress, disable=progress is None, unit="batch", leave=False):
+        for batch in tqdm(self.loader, desc=progress, disable=progress is None, unit="batch", leave=False):
+            with eval_mode(self.model), torch.no_grad():
                 images = batch["pixel_values"].to(
                     self.model.device, self.model.dtype, memory_format=torch.channels_last
                 )
@@ -92,10 +101,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
                     logits = [self.model(pixel_values=images).logits.unsqueeze(0)]
                 for stack in stacks:
                     logits.append(_replay_all(recording, stack))
-                batches.append(torch.cat(logits).argmax(-1).cpu())
-                labels.append(batch["labels"])
-        self.labels = torch.cat(labels)
-        return torch.cat(batches, dim=1)
+            yield torch.cat(logits), batch["labels"]
 
     def error_rate_of(self, predictions: Tensor) -> float:
         """Fraction of wrong ones among the predictions for the test set, `(num_images,)`."""

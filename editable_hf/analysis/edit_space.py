@@ -1,0 +1,155 @@
+"""The space of edits: what each edit does to every test image, in few dimensions (section 4.2, Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from editable_hf.core.constraints import ClassConstraint
+from editable_hf.core.editing import AnyEditor, edit
+from editable_hf.evaluation.edits import Request
+from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+
+
+class EditSpace(NamedTuple):
+    """Edits of one model that took a step, each described by what it did to the test set.
+
+    Attributes:
+        divergences: `KL(p(y | x, theta) || p(y | x, theta_edited))` in nats for every test image x,
+            `(num_edits, num_images)`, float32: "a 10,000-dimensional model descriptor".
+        predictions: Classes predicted after the edit, `(num_edits, num_images)`.
+        labels: Classes of the edited images, `(num_edits,)`.
+        targets: Classes that they were to be given, `(num_edits,)`.
+    """
+
+    divergences: Tensor
+    predictions: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+def describe_edits(
+    evaluator: ErrorDrawdownEvaluator,
+    requests: Iterable[Request],
+    editor: AnyEditor,
+    *,
+    max_steps: int = 10,
+    folder: Path | None = None,
+    progress: str | None = "edits",
+) -> EditSpace:
+    """Applies each request by itself and compares all predictions with the unedited model's.
+
+    Edits that hold from the start are left out: they do nothing.
+
+    Args:
+        evaluator: Holds the model and the test set.
+        requests: Rows with `image_index`, `label` and `target`.
+        editor: How to edit.
+        max_steps: k in Eq. 1.
+        folder: Gets one file for every group of edits that is done; groups whose file is there are not repeated. A
+            folder for the same model, editor and requests only.
+        progress: Title of the progress bar, none if `None`.
+
+    Raises:
+        ValueError: If no edit takes a step.
+    """
+    requests, size = list(requests), evaluator.group_size
+    parts: list[dict[str, Tensor]] = []
+    with tqdm(total=len(requests), desc=progress, disable=progress is None, unit="edit") as bar:
+        for start in range(0, len(requests), size):
+            group = requests[start : start + size]
+            path = None if folder is None else folder / f"edits-{start:06d}-{start + len(group):06d}.safetensors"
+            if path is not None and path.exists():
+                part = load_file(path)
+            else:
+                part = _describe(evaluator, group, editor, max_steps, None if progress is None else "batches")
+                if path is not None:
+                    temporary = path.with_suffix(".tmp")
+                    save_file(part, temporary)
+                    temporary.replace(path)
+            parts.append(part)
+            bar.update(len(group))
+    if not any(len(part["labels"]) for part in parts):
+        raise ValueError(
+            f"None of the {len(requests)} edits took a step: the model gives every image its target already."
+        )
+    return EditSpace(**{key: torch.cat([part[key] for part in parts]) for key in EditSpace._fields})
+
+
+def _describe(
+    evaluator: ErrorDrawdownEvaluator,
+    requests: Sequence[Request],
+    editor: AnyEditor,
+    max_steps: int,
+    progress: str | None,
+) -> dict[str, Tensor]:
+    constraints = [ClassConstraint(evaluator.request_inputs(request), request["target"]) for request in requests]
+    results = [edit(evaluator.model, each, editor, evaluator.layers, max_steps) for each in constraints]
+    moved = [index for index, result in enumerate(results) if result.num_steps > 0]
+    divergences, predictions = [], []
+    for logits, _ in evaluator.logits([results[index].params for index in moved], progress):
+        log_p = F.log_softmax(logits.double(), -1)
+        divergences.append((log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1).float().cpu())
+        predictions.append(logits[1:].argmax(-1).cpu())
+    return {
+        "divergences": torch.cat(divergences, dim=1),
+        "predictions": torch.cat(predictions, dim=1),
+        "labels": torch.tensor([requests[index]["label"] for index in moved], dtype=torch.long),
+        "targets": torch.tensor([requests[index]["target"] for index in moved], dtype=torch.long),
+    }
+
+
+def embed_edits(divergences: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
+    """t-SNE of the descriptors in two dimensions, `(num_edits, 2)`, float32.
+
+    Args:
+        divergences: `(num_edits, num_images)`.
+        perplexity: Of t-SNE; below the number of edits.
+        seed: Same.
+
+    Raises:
+        ImportError: Without scikit-learn, naming the extra.
+        ValueError: For too few edits.
+    """
+    if len(divergences) <= perplexity:
+        raise ValueError(f"t-SNE needs more edits than its perplexity, {perplexity:g}, but got {len(divergences)}.")
+    _check_sklearn()
+    from sklearn.manifold import TSNE
+
+    tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
+    return torch.from_numpy(tsne.fit_transform(divergences.numpy())).float()
+
+
+def explained_variance(divergences: Tensor, num_components: int = 100, *, seed: int = 0) -> Tensor:
+    """Share of the descriptors' variance that the first 1, 2, ... components of a truncated SVD explain.
+
+    Args:
+        divergences: `(num_edits, num_images)`.
+        num_components: As many as the matrix has at most.
+        seed: Of the randomised decomposition.
+
+    Returns:
+        `(num_components,)`, float64, rising towards 1.
+
+    Raises:
+        ImportError: Without scikit-learn, naming the extra.
+    """
+    _check_sklearn()
+    from sklearn.decomposition import TruncatedSVD
+
+    count = min(num_components, *(size - 1 for size in divergences.shape))
+    svd = TruncatedSVD(count, random_state=seed).fit(divergences.double().numpy())
+    return torch.from_numpy(svd.explained_variance_ratio_).cumsum(0)
+
+
+def _check_sklearn() -> None:
+    if find_spec("sklearn") is None:
+        raise ImportError('The analysis of edits needs scikit-learn: pip install "editable_hf[vision]".')
