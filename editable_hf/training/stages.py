@@ -69,22 +69,19 @@ class Stages:
             build: Called with the folder to fill, which may hold the beginnings that a killed run left.
             every_process: Whether all processes take part in building (training) or the main one alone.
         """
-        record = {"inputs": dict(inputs), "after": [stage.fingerprint for stage in after]}
-        content = json.dumps(record, sort_keys=True, default=str)
-        fingerprint = hashlib.sha256(content.encode()).hexdigest()
-        folder, partial = self.output_dir / name, self.output_dir / f"{name}.partial"
-        done = _fingerprint(folder) == fingerprint
+        stage, done = self.look(name, inputs, after)
+        folder, partial = stage.folder, self.output_dir / f"{name}.partial"
         self.state.wait_for_everyone()
         if done:
             self.state.print(f"[{name}] already there, unchanged: {folder}")
-            return Stage(folder, fingerprint)
+            return stage
         if self.state.is_main_process:
             _move_aside(folder)
-            if _fingerprint(partial) != fingerprint:
+            if _fingerprint(partial) != stage.fingerprint:
                 _move_aside(partial)
             state = "continues" if partial.exists() else "starts"
             partial.mkdir(exist_ok=True)
-            _write_json(partial / STAGE_FILE, {"fingerprint": fingerprint, **record})
+            _write_json(partial / STAGE_FILE, {"fingerprint": stage.fingerprint, **_content(inputs, after)})
             print(f"[{name}] {state}", flush=True)
         self.state.wait_for_everyone()
         if every_process or self.state.is_main_process:
@@ -93,7 +90,17 @@ class Stages:
         if self.state.is_main_process:
             partial.rename(folder)
         self.state.wait_for_everyone()
-        return Stage(folder, fingerprint)
+        return stage
+
+    def look(self, name: str, inputs: Mapping[str, Any], after: list[Stage]) -> tuple[Stage, bool]:
+        """The stage that [`run`] would return for these arguments, and whether it is there already."""
+        content = json.dumps(_content(inputs, after), sort_keys=True, default=str)
+        stage = Stage(self.output_dir / name, hashlib.sha256(content.encode()).hexdigest())
+        return stage, _fingerprint(stage.folder) == stage.fingerprint
+
+
+def _content(inputs: Mapping[str, Any], after: list[Stage]) -> dict[str, Any]:
+    return {"inputs": dict(inputs), "after": [stage.fingerprint for stage in after]}
 
 
 def _fingerprint(folder: Path) -> str | None:

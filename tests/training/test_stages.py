@@ -46,6 +46,15 @@ def test_says_what_it_was_made_from(stages):
     assert content == {"fingerprint": model.fingerprint, "inputs": {"size": 3}, "after": [data.fingerprint]}
 
 
+def test_looking_builds_nothing(stages):
+    data, there = stages.look("data", {"source": "a"}, [])
+    assert not there and names(stages) == []
+    assert stages.run("data", {"source": "a"}, [], Builder()) == data
+    assert stages.look("data", {"source": "a"}, []) == (data, True)
+    other, there = stages.look("data", {"source": "b"}, [])
+    assert not there and other.fingerprint != data.fingerprint and names(stages) == ["data"]
+
+
 def test_moved_aside_when_inputs_change(stages):
     for source in "abcb":
         stages.run("data", {"source": source}, [], Builder(source))
