@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from image_parts import ImageDataOptions, ImageModelOptions
-from transformers import HfArgumentParser
+from recipe_sections import RecipeFile
 
+from editable_hf import EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS
 
 
@@ -73,36 +73,16 @@ def load_config(
     """Reads a YAML file and applies the command line's overrides.
 
     Raises:
-        ValueError: For an unknown section, key or editor, naming those that exist.
+        ValueError: For an unknown section, key or editor, naming those that exist, or what is not a section.
     """
-    with open(config, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    names = [*_SECTIONS, "cells", "training"]
-    unknown = set(content) - {*names, "output_dir", "seed"}
-    if unknown:
-        raise ValueError(f"{config}: unknown sections {sorted(unknown)}; expected {names}, output_dir and seed.")
-    sections = {name: dict(content.get(name) or {}) for name in names}
-    wrong = sorted(set(sections["cells"]) - set(EDITORS))
-    if wrong or not sections["cells"]:
+    file = RecipeFile(config, [*_SECTIONS, "cells", "training"])
+    cells, training = file.sections["cells"], file.sections["training"]
+    wrong = sorted(set(cells) - set(EDITORS))
+    if wrong or not cells:
         raise ValueError(f"{config}: `cells` must give layers for editors out of {', '.join(EDITORS)}, got {wrong}.")
-    if data is not None:
-        sections["data"]["path"] = data
-    if weights is not None:
-        sections["model"]["weights"] = weights
+    file.check_training("section 'training'", training, EditableImageTrainingArguments)
+    file.override({"data": {"path": data}, "model": {"weights": weights}})
     if smoke:
-        for name, values in _SMOKE.items():
-            sections[name] |= values
-    parsed = {}
-    for name, options in _SECTIONS.items():
-        try:
-            (parsed[name],) = HfArgumentParser(options).parse_dict(sections[name])
-        except ValueError as error:
-            raise ValueError(f"{config}, section {name!r}: {error}") from error
-    folder = output_dir or content.get("output_dir", "runs/compare_editors")
-    return CompareConfig(
-        output_dir=f"{folder}-smoke" if smoke and output_dir is None else folder,
-        seed=content.get("seed", 0) if seed is None else seed,
-        **parsed,
-        cells=sections["cells"],
-        training=sections["training"],
-    )
+        file.override(_SMOKE)
+    run = file.run_options("runs/compare_editors", output_dir, seed, smoke)
+    return CompareConfig(**run, **file.parse(_SECTIONS), cells=cells, training=training)

@@ -6,17 +6,17 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-import yaml
 from image_parts import ImageDataOptions, ImageModelOptions
-from transformers import HfArgumentParser
+from recipe_sections import RecipeFile
 
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
+ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"
+GRADIENT, EWC, DKNN, CNP = "gradient", "ewc", "dknn", "cnp"
 _EDITOR_FIELDS = {"editor", "edit_learning_rate"}
 
 
@@ -32,6 +32,15 @@ class RowOptions:
         layers: What edits may move.
         network: The row whose network is edited here too, with another editor or on other layers.
         compare_to: The row that the drawdown is divided by.
+        method: How edits are made: by the gradient editor alone (gradient), with Elastic Weight Consolidation (ewc),
+            or as the other baselines of Table 3 do: deep nearest neighbours (dknn; `layers` give the embeddings) and
+            a condition vector (cnp; `layers` is the chain that it is added to).
+        num_trials: Trials of a search for the editor's hyperparameters (with ewc also the penalty's weight), as for
+            Table 1. 0 tries the alphas of `learning_rates` instead.
+        fisher_labels: For ewc: the Fisher information is that of labels drawn from the network (sampled) or of the
+            data's own (true, the empirical Fisher).
+        num_fisher_images: Training images that it is estimated on.
+        neighbors: k of dknn, in each layer.
         training: Fields of `EditableImageTrainingArguments` for this row; in the file they stand beside the others.
     """
 
@@ -41,6 +50,11 @@ class RowOptions:
     layers: list[str] = field(default_factory=lambda: ["chain3"])
     network: str | None = None
     compare_to: str | None = None
+    method: str = GRADIENT
+    num_trials: int = 0
+    fisher_labels: str = "sampled"
+    num_fisher_images: int = 5_000
+    neighbors: int = 10
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -60,6 +74,20 @@ class RowOptions:
         unused = sorted(set(self.training) - _EDITOR_FIELDS)
         if unused and (self.network is not None or not self.train):
             raise ValueError(f"Nothing is trained for this row, so {unused} would have no effect; remove them.")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        methods = (GRADIENT, EWC, DKNN, CNP)
+        if self.method not in methods:
+            raise ValueError(f"`method` must be one of {', '.join(methods)}, got {self.method!r}.")
+        if self.method == EWC and not self.num_trials:
+            raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
+        if self.method in (DKNN, CNP) and (self.num_trials or set(self.training) & _EDITOR_FIELDS):
+            raise ValueError(f"`method: {self.method}` has no gradient editor: remove num_trials, editor and alpha.")
+        if self.method == DKNN and (self.train or self.extra) and self.network is None:
+            raise ValueError("`method: dknn` trains nothing: say `train: false`, or which row's `network` it uses.")
+        if self.method == CNP and (self.requests == "none" or len(self.layers) != 1 or self.extra):
+            raise ValueError("`method: cnp` needs `requests`, to train its encoder with, and one chain in `layers`.")
 
 
 @dataclass
@@ -113,9 +141,24 @@ class AdversarialOptions:
 
 
 @dataclass
+class FigureOptions:
+    """Figure 2: the rows (with a gradient editor) whose edits are described, and how many edits of test images."""
+
+    rows: list[str] = field(default_factory=list)
+    num_edits: int = 4_500
+
+
+@dataclass
 class ImageRecipeConfig:
-    """One run. `training` holds for every network; `pretrain` is what the starting network is trained with first, on
-    top of that (left out: it is the model's weights, or random ones, as they are). `adversarial` is for one recipe."""
+    """One run.
+
+    Args:
+        training: For every network.
+        pretrain: What the starting network is trained with first, on top of that (left out: it is the model's weights,
+            or random ones, as they are).
+        models: The rows of the table by name.
+        rows: Those that the command line asks for, all if empty.
+    """
 
     output_dir: str
     seed: int
@@ -123,9 +166,11 @@ class ImageRecipeConfig:
     model: ImageModelOptions
     evaluation: EvaluationOptions
     adversarial: AdversarialOptions
+    figure_2: FigureOptions
     training: dict[str, Any]
     pretrain: dict[str, Any]
     models: dict[str, RowOptions]
+    rows: list[str] = field(default_factory=list)
 
 
 _SECTIONS = {
@@ -133,12 +178,15 @@ _SECTIONS = {
     "model": ImageModelOptions,
     "evaluation": EvaluationOptions,
     "adversarial": AdversarialOptions,
+    "figure_2": FigureOptions,
 }
 _NAMES = (*_SECTIONS, "training", "pretrain", "models")
+_OWN = (ADVERSARIAL_SECTION, FIGURE_SECTION)  # sections of one recipe
 _SMOKE: dict[str, dict[str, Any]] = {
     "data": {"max_train": 100, "max_validation": 40, "max_test": 40},
     "evaluation": {"num_edits": 3, "num_validation_edits": 2, "num_validation_images": 20, "max_steps": 3},
     "adversarial": {"num_evaluation": 4, "sequence_length": 2, "sequence_runs": 2},
+    "figure_2": {"num_edits": 40},
     "training": {"max_steps": 2, "per_device_train_batch_size": 16, "edit_max_steps": 2, "dataloader_num_workers": 0},
 }
 
@@ -151,10 +199,11 @@ def folder_name(row: str) -> str:
 def load_config(
     config: str,
     *,
-    adversarial: bool = False,
+    own_section: str | None = None,
     output_dir: str | None = None,
     smoke: bool = False,
     seed: int | None = None,
+    rows: list[str] | None = None,
     data: str | None = None,
     weights: str | None = None,
     natural_adversarial: str | None = None,
@@ -164,10 +213,11 @@ def load_config(
 
     Args:
         config: The file.
-        adversarial: Whether it is for natural_adversarial.py, with an `adversarial` section.
+        own_section: The section that only this recipe's files may have, if there is one.
         output_dir: Instead of the file's.
         smoke: Sizes with which all runs within seconds.
         seed: Instead of the file's.
+        rows: Only these of the file's rows.
         data: Instead of the file's `path`.
         weights: Instead of the file's, and instead of pretraining.
         natural_adversarial: Instead of the file's `source`.
@@ -176,60 +226,43 @@ def load_config(
     Raises:
         ValueError: For an unknown section, key or row, naming those that exist, or what is not a section.
     """
-    content = _read(config, adversarial)
-    sections: dict[str, dict[str, Any]] = {name: dict(content.get(name) or {}) for name in _NAMES}
-    given = {"data": {"path": data}, "model": {"weights": weights}}
-    given["adversarial"] = {"source": natural_adversarial, "embedding": embedding}
-    for name, values in given.items():
-        sections[name] |= {key: value for key, value in values.items() if value is not None}
-    if weights is not None:
-        sections["pretrain"] = {}
+    file = RecipeFile(config, [name for name in _NAMES if name not in _OWN or name == own_section])
+    file.override({"data": {"path": data}, "model": {"weights": weights}})
+    if own_section == ADVERSARIAL_SECTION:
+        file.override({ADVERSARIAL_SECTION: {"source": natural_adversarial, "embedding": embedding}})
+    pretrain = {} if weights is not None else file.sections["pretrain"]
     if smoke:
-        for name, values in _SMOKE.items():
-            sections[name] |= values
-        if sections["pretrain"]:
-            sections["pretrain"] |= _SMOKE["training"]
-    parsed: dict[str, Any] = {name: _parse(config, name, sections[name]) for name in _SECTIONS}
+        file.override({name: values for name, values in _SMOKE.items() if name in file.sections})
+        pretrain = pretrain and {**pretrain, **_SMOKE["training"]}
+    parsed = file.parse({name: kind for name, kind in _SECTIONS.items() if name in file.sections})
+    parsed = {name: parsed.get(name) or kind() for name, kind in _SECTIONS.items()}
     for name in ("training", "pretrain"):
-        _check_training(config, f"section {name!r}", sections[name])
-    models = _rows(config, sections["models"], adversarial, smoke)
+        file.check_training(f"section {name!r}", file.sections[name], EditableImageTrainingArguments)
+    models = _rows(file, own_section == ADVERSARIAL_SECTION, smoke)
+    _check_references(config, models, rows or [], parsed["adversarial"], parsed["figure_2"])
+    run = file.run_options("runs/images", output_dir, seed, smoke)
+    training = file.sections["training"]
+    return ImageRecipeConfig(**run, **parsed, training=training, pretrain=pretrain, models=models, rows=rows or [])
+
+
+def _check_references(
+    config: str,
+    models: Mapping[str, RowOptions],
+    rows: list[str],
+    adversarial: AdversarialOptions,
+    figure_2: FigureOptions,
+) -> None:
     for key in ("sequence_rows", "generalization_rows"):
-        _check_names(config, key, getattr(parsed["adversarial"], key), models)
-    folder = output_dir or content.get("output_dir", "runs/images")
-    return ImageRecipeConfig(
-        output_dir=f"{folder}-smoke" if smoke and output_dir is None else folder,
-        seed=content.get("seed", 0) if seed is None else seed,
-        **parsed,
-        training=sections["training"],
-        pretrain=sections["pretrain"],
-        models=models,
-    )
+        _check_names(config, key, getattr(adversarial, key), models)
+    _check_names(config, "--rows", rows, models)
+    _check_names(config, "figure_2", figure_2.rows, models)
+    others = [name for name in figure_2.rows if models[name].method != GRADIENT]
+    if others:
+        raise ValueError(f"{config}, figure_2: expected rows with `method: gradient`, but got {others}.")
 
 
-def _read(config: str, adversarial: bool) -> dict[str, Any]:
-    with open(config, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    names = [name for name in _NAMES if adversarial or name != "adversarial"]
-    if not isinstance(content, dict):
-        raise ValueError(f"{config} must hold sections, {names}, but holds {content!r:.60}.")
-    unknown = set(content) - {*names, "output_dir", "seed"}
-    if unknown:
-        raise ValueError(f"{config}: unknown sections {sorted(unknown)}; expected {names}, output_dir and seed.")
-    for name in names:
-        if not isinstance(content.get(name) or {}, dict):
-            raise ValueError(f"{config}: section {name!r} must hold keys and values, but holds {content[name]!r:.60}.")
-    return content
-
-
-def _parse(config: str, name: str, options: dict[str, Any]) -> Any:
-    try:
-        (parsed,) = HfArgumentParser(_SECTIONS[name]).parse_dict(options)
-    except ValueError as error:
-        raise ValueError(f"{config}, section {name!r}: {error}") from error
-    return parsed
-
-
-def _rows(config: str, section: Mapping[str, Any], adversarial: bool, smoke: bool) -> dict[str, RowOptions]:
+def _rows(file: RecipeFile, adversarial: bool, smoke: bool) -> dict[str, RowOptions]:
+    config, section = file.path, file.sections["models"]
     if not section:
         raise ValueError(f"{config}: `models` must give at least one row, e.g. `pretrained: {{train: false}}`.")
     own = set(RowOptions.__dataclass_fields__) - {"training"}
@@ -238,7 +271,7 @@ def _rows(config: str, section: Mapping[str, Any], adversarial: bool, smoke: boo
         if not isinstance(values, dict):
             raise ValueError(f"{config}: row {name!r} of `models` must hold keys and values, but holds {values!r}.")
         training = {key: value for key, value in values.items() if key not in own}
-        _check_training(config, f"row {name!r}", training)
+        file.check_training(f"row {name!r}", training, EditableImageTrainingArguments, others=own)
         try:
             row = RowOptions(**{key: value for key, value in values.items() if key in own}, training=training)
             if row.requests in (RANKS, ADVERSARIAL) and not adversarial:
@@ -250,19 +283,12 @@ def _rows(config: str, section: Mapping[str, Any], adversarial: bool, smoke: boo
             raise ValueError(f"{config}, row {name!r}: `network` must be a row with a network of its own.")
         if folder_name(name) in map(folder_name, rows):
             raise ValueError(f"{config}: two rows would leave their results in 'edits-{folder_name(name)}'.")
+        if smoke:
+            row.num_trials, row.num_fisher_images = min(row.num_trials, 2), 20
         if smoke and row.train and row.network is None:
             row.training |= _SMOKE["training"]
         rows[name] = row
     return rows
-
-
-def _check_training(config: str, where: str, options: Mapping[str, Any]) -> None:
-    fields = EditableImageTrainingArguments.__dataclass_fields__
-    wrong = sorted(set(options) - set(fields))
-    if wrong:
-        similar = get_close_matches(wrong[0], [*fields, *RowOptions.__dataclass_fields__], n=1)
-        hint = f" Did you mean {similar[0]!r}?" if similar else ""
-        raise ValueError(f"{config}, {where}: {wrong} are no training arguments.{hint}")
 
 
 def _check_names(config: str, where: str, names: list[str], rows: Mapping[str, RowOptions]) -> None:
@@ -271,19 +297,20 @@ def _check_names(config: str, where: str, names: list[str], rows: Mapping[str, R
         raise ValueError(f"{config}, {where}: expected names of rows, {list(rows)} so far, but got {wrong}.")
 
 
-def parse_args(description: str, adversarial: bool = False) -> ImageRecipeConfig:
+def parse_args(description: str, own_section: str | None = None) -> ImageRecipeConfig:
     """The configuration that the command line asks for."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/")
     parser.add_argument("--output_dir", help="output folder, instead of the config's")
     parser.add_argument("--data", help="folder with the images, instead of the config's")
     parser.add_argument("--weights", help="checkpoint folder, hub id or published .th file, instead of pretraining")
-    if adversarial:
+    if own_section == ADVERSARIAL_SECTION:
         parser.add_argument("--natural_adversarial", help="folder with the examples, instead of the config's")
         parser.add_argument("--embedding", help="hub id or folder of the model that says what is near")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the config's `models`")
     parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
     parser.add_argument("--smoke", action="store_true", help="the same stages in seconds, with meaningless numbers")
     try:
-        return load_config(**vars(parser.parse_args()), adversarial=adversarial)
+        return load_config(**vars(parser.parse_args()), own_section=own_section)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -88,4 +88,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main(parse_args(__doc__, adversarial=True))
+    main(parse_args(__doc__, own_section="adversarial"))

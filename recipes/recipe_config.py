@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser
+from recipe_sections import RecipeFile
 
 from editable_hf import EditableSeq2SeqTrainingArguments
 
@@ -118,43 +116,12 @@ def load_config(
     Raises:
         ValueError: For an unknown section or key, naming those that exist, or what is not a section.
     """
-    with open(config, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{config} must hold sections, {[*_SECTIONS, *_TRAINING]}, but holds {content!r:.60}.")
-    unknown = set(content) - {*_SECTIONS, *_TRAINING, "output_dir", "seed"}
-    if unknown:
-        raise ValueError(f"{config}: unknown sections {sorted(unknown)}; expected {[*_SECTIONS, *_TRAINING]}.")
-    sections: dict[str, dict[str, Any]] = {}
-    for name in (*_SECTIONS, *_TRAINING):
-        options = content.get(name) or {}
-        if not isinstance(options, dict):
-            raise ValueError(f"{config}: section {name!r} must hold keys and values, but holds {options!r}.")
-        sections[name] = dict(options)
-    if data is not None:
-        sections["data"]["source"] = data
+    file = RecipeFile(config, [*_SECTIONS, *_TRAINING])
+    file.override({"data": {"source": data}})
     if smoke:
-        for name, values in _SMOKE.items():
-            sections[name] |= values
-    folder = output_dir or content.get("output_dir", "runs/iwslt_de_en")
-    if smoke and output_dir is None:
-        folder += "-smoke"
-    parsed = {}
-    for name, options in _SECTIONS.items():
-        try:
-            (parsed[name],) = HfArgumentParser(options).parse_dict(sections[name])
-        except ValueError as error:
-            raise ValueError(f"{config}, section {name!r}: {error}") from error
-    fields = EditableSeq2SeqTrainingArguments.__dataclass_fields__
-    for name in _TRAINING:
-        wrong = sorted(set(sections[name]) - set(fields))
-        if wrong:
-            similar = get_close_matches(wrong[0], fields, n=1)
-            hint = f" Did you mean {similar[0]!r}?" if similar else ""
-            raise ValueError(f"{config}, section {name!r}: {wrong} are no training arguments.{hint}")
-    return RecipeConfig(
-        output_dir=folder,
-        seed=content.get("seed", 0) if seed is None else seed,
-        **parsed,
-        **{name: sections[name] for name in _TRAINING},
-    )
+        file.override(_SMOKE)
+    parsed = file.parse(_SECTIONS)
+    training = {name: file.sections[name] for name in _TRAINING}
+    for name, values in training.items():
+        file.check_training(f"section {name!r}", values, EditableSeq2SeqTrainingArguments)
+    return RecipeConfig(**file.run_options("runs/iwslt_de_en", output_dir, seed, smoke), **parsed, **training)

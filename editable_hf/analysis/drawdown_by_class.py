@@ -49,7 +49,7 @@ def predictions_of(records: Sequence[Mapping[str, Any]], before: Tensor) -> Tens
     return predictions
 
 
-def own_class_share(drawdowns: Tensor) -> float:
+def own_class_ratio(drawdowns: Tensor) -> float:
     """Mean drawdown on the edited image's own class over the mean drawdown on the other classes.
 
     The paper finds that "edits of baseline model cause most drawdown on samples that belong to the same class as the

@@ -5,7 +5,7 @@ import torch
 from tiny_images import NUM_CLASSES, image_rows, tiny_resnet
 
 from editable_hf import ClassConstraint, edit, rmsprop
-from editable_hf.analysis.drawdown_by_class import drawdown_by_class, own_class_share, predictions_of
+from editable_hf.analysis.drawdown_by_class import drawdown_by_class, own_class_ratio, predictions_of
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 
@@ -51,4 +51,4 @@ def test_predictions_come_back_from_the_records():
 
 def test_share_of_the_own_class():
     drawdowns = torch.tensor([[0.6, 0.1, torch.nan], [0.1, 0.6, torch.nan], [0.3, 0.1, torch.nan]])
-    assert own_class_share(drawdowns) == pytest.approx(0.6 / 0.15)
+    assert own_class_ratio(drawdowns) == pytest.approx(0.6 / 0.15)

@@ -3,7 +3,9 @@
 import ast
 import importlib
 import inspect
+import re
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,26 @@ def test_files_are_named_after_their_concept(path):
 @every_file
 def test_nothing_is_left_to_do(path):
     text = (ROOT / path).read_text()
-    assert not [word for word in ("TODO", "FIXME") if word in text]
+    assert not [word for word in ("TO" + "DO", "FIX" + "ME") if word in text]
+
+
+def declared_requirements():
+    """Names of the distributions that setup.py installs without any extra."""
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)]
+    (required,) = (ast.literal_eval(node.value) for node in calls if node.arg == "install_requires")
+    return {re.match(r"[\w-]+", each)[0].lower().replace("_", "-") for each in required}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "editable_hf"], ids=str)
+def test_what_is_imported_at_once_is_installed_at_once(path):
+    """Imports within a function may come from an extra; those of a module must not."""
+    body, distributions = ast.parse((ROOT / path).read_text()).body, packages_distributions()
+    at_once = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    for module in imported_modules(at_once):
+        top = module.split(".")[0]
+        if top and top != "editable_hf" and top not in sys.stdlib_module_names:
+            names = {name.lower().replace("_", "-") for name in distributions[top]}
+            assert names & declared_requirements(), f"{path} imports {module}, which setup.py does not require"
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=str)

@@ -31,7 +31,9 @@ def test_configs_are_found():
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_config_is_valid(path, smoke, tmp_path):
-    config = load_config(str(path), adversarial=path.parent.name == "natural_adversarial", smoke=smoke)
+    config = load_config(
+        str(path), own_section="adversarial" if path.parent.name == "natural_adversarial" else "figure_2", smoke=smoke
+    )
     for row in config.models.values():
         EditableImageTrainingArguments(str(tmp_path), **{**config.training, **row.training, "use_cpu": True})
         assert row.compare_to != row.network or row.network is None
@@ -66,7 +68,7 @@ def test_overrides(write):
     assert config.pretrain == {"max_steps": 5}
     config = load_config(path, weights="y", output_dir="b", smoke=True)
     assert (config.model.weights, config.pretrain, config.output_dir) == ("y", {}, "b")
-    config = load_config(path, adversarial=True, natural_adversarial="nae", embedding="inception")
+    config = load_config(path, own_section="adversarial", natural_adversarial="nae", embedding="inception")
     assert (config.adversarial.source, config.adversarial.embedding) == ("nae", "inception")
 
 
@@ -110,4 +112,4 @@ def test_mistakes(write, text, message):
 
 def test_rows_of_the_adversarial_section_exist(write):
     with pytest.raises(ValueError, match=r"sequence_rows: expected names of rows, \['a'\] so far, but got \['b'\]"):
-        load_config(write("adversarial: {sequence_rows: [b]}\nmodels: {a: {}}"), adversarial=True)
+        load_config(write("adversarial: {sequence_rows: [b]}\nmodels: {a: {}}"), own_section="adversarial")

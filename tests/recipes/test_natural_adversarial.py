@@ -28,7 +28,7 @@ def without_times(content):
 
 def test_demo_twice(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    config = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(out), smoke=True)
+    config = load_config(str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(out), smoke=True)
     config.training["use_cpu"] = True
     natural_adversarial.main(config)
     output = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_folder_of_examples(tmp_path, capsys):
     path.write_text(text.replace("source: folder,", "source: folder, image_size: 32,"))
     config = load_config(
         str(path),
-        adversarial=True,
+        own_section="adversarial",
         data=str(folders / "imagenet"),
         natural_adversarial=str(folders / "adversarial"),
         embedding=str(tmp_path / "embedding"),
@@ -94,7 +94,9 @@ def test_folder_of_examples(tmp_path, capsys):
 
 def test_killed_sequences_continue(tmp_path, monkeypatch):
     def config(folder):
-        loaded = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(tmp_path), smoke=True)
+        loaded = load_config(
+            str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(tmp_path), smoke=True
+        )
         loaded.training["use_cpu"] = True
         loaded.output_dir = str(tmp_path / folder)
         loaded.models = {"pretrained": loaded.models["pretrained"]}
@@ -125,7 +127,7 @@ def test_killed_sequences_continue(tmp_path, monkeypatch):
 
 
 def test_no_mistakes(tmp_path, monkeypatch):
-    config = load_config(str(CONFIGS / "demo.yaml"), adversarial=True, output_dir=str(tmp_path), smoke=True)
+    config = load_config(str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(tmp_path), smoke=True)
     config.training["use_cpu"] = True
 
     def always_right(model, dataset, config):

@@ -1,0 +1,85 @@
+"""What the YAML files of all recipes have in common: sections of keys and values, an output folder and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class RecipeFile:
+    """The sections of one YAML file, as the command line overrides them.
+
+    Args:
+        path: The file.
+        names: Sections that it may have, besides `output_dir` and `seed`.
+
+    Attributes:
+        sections: Keys and values of every section by name, empty for one that the file does not have.
+
+    Raises:
+        ValueError: For an unknown section, naming those that exist, or what is not a section.
+    """
+
+    def __init__(self, path: str, names: Iterable[str]):
+        self.path, names = path, list(names)
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold sections, {names}, but holds {content!r:.60}.")
+        unknown = set(content) - {*names, "output_dir", "seed"}
+        if unknown:
+            raise ValueError(f"{path}: unknown sections {sorted(unknown)}; expected {names}, output_dir and seed.")
+        for name in names:
+            if not isinstance(content.get(name) or {}, dict):
+                held = f"{content[name]!r:.60}"
+                raise ValueError(f"{path}: section {name!r} must hold keys and values, but holds {held}.")
+        self._content = content
+        self.sections: dict[str, dict[str, Any]] = {name: dict(content.get(name) or {}) for name in names}
+
+    def override(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replaces keys of sections, by name of the section; what is `None` is left as it is."""
+        for name, section in values.items():
+            self.sections[name] |= {key: value for key, value in section.items() if value is not None}
+
+    def run_options(self, default: str, output_dir: str | None, seed: int | None, smoke: bool) -> dict[str, Any]:
+        """`output_dir` and `seed`: the command line's, else the file's, else the default."""
+        folder = output_dir or self._content.get("output_dir", default)
+        # A smoke run must not take the place of a real one.
+        folder = f"{folder}-smoke" if smoke and output_dir is None else folder
+        return {"output_dir": folder, "seed": self._content.get("seed", 0) if seed is None else seed}
+
+    def parse(self, options: Mapping[str, type]) -> dict[str, Any]:
+        """The sections that have a dataclass, as such, by name.
+
+        Raises:
+            ValueError: For an unknown key or a value that the dataclass refuses.
+        """
+        parsed = {}
+        for name, kind in options.items():
+            try:
+                (parsed[name],) = HfArgumentParser(kind).parse_dict(self.sections[name])
+            except ValueError as error:
+                raise ValueError(f"{self.path}, section {name!r}: {error}") from error
+        return parsed
+
+    def check_training(
+        self, where: str, values: Mapping[str, Any], arguments: type, others: Iterable[str] = ()
+    ) -> None:
+        """Raises a `ValueError` for keys that are no fields of the training arguments.
+
+        Args:
+            where: What the message calls the place.
+            values: The keys and their values.
+            arguments: The class of the training arguments.
+            others: Further keys that are possible there, for the hint.
+        """
+        fields = arguments.__dataclass_fields__
+        wrong = sorted(set(values) - set(fields))
+        if wrong:
+            similar = get_close_matches(wrong[0], [*fields, *others], n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"{self.path}, {where}: {wrong} are no training arguments.{hint}")
