@@ -76,10 +76,37 @@ def test_whole_recipe_twice(corpus, tmp_path):
         assert EditorConfig.from_pretrained(out / name).layers == ["last_decoder_layer"]
 
 
+class Killed(Exception):
+    pass
+
+
+def kills():
+    """Three kills: within the pretraining after its second checkpoint, before the requests, within the evaluation."""
+    import translation_stages
+
+    trainer, evaluator = translation_stages.EditableSeq2SeqTrainer, translation_stages.BleuDrawdownEvaluator
+    step, measure, measured = trainer.training_step, evaluator._measure, []
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    def step_until_two(self, *args, **kwargs):
+        return killed() if self.state.global_step == 2 else step(self, *args, **kwargs)
+
+    def measure_one(self, requests, *args, **options):
+        measured.append(requests[0]["id"])
+        return killed() if len(measured) == 2 else measure(self, requests, *args, **options)
+
+    return [
+        (trainer, "training_step", step_until_two),
+        (translation_stages, "make_edit_requests", killed),
+        (evaluator, "_measure", measure_one),
+    ]
+
+
 @pytest.mark.slow
 def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, capsys):
     import iwslt_de_en
-    import translation_stages
     from recipe_config import load_config
 
     from editable_hf.evaluation import memo_translator
@@ -100,33 +127,7 @@ def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, 
     iwslt_de_en.main(config("whole"))
     whole = capsys.readouterr().out
 
-    class Killed(Exception):
-        pass
-
-    def killed(where):
-        def kill(*args, **kwargs):
-            raise Killed(where)
-
-        return kill
-
-    # Three kills: within the pretraining after its second checkpoint, before the requests, within the evaluation.
-    trainer = translation_stages.EditableSeq2SeqTrainer
-    step, measure = trainer.training_step, translation_stages.BleuDrawdownEvaluator._measure
-
-    def step_until_two(self, *args, **kwargs):
-        return killed("training")() if self.state.global_step == 2 else step(self, *args, **kwargs)
-
-    measured = []
-
-    def measure_one(self, requests, *args, **options):
-        measured.append(requests[0]["id"])
-        return killed("evaluation")() if len(measured) == 2 else measure(self, requests, *args, **options)
-
-    for target, name, patch in (
-        (trainer, "training_step", step_until_two),
-        (translation_stages, "make_edit_requests", killed("requests")),
-        (translation_stages.BleuDrawdownEvaluator, "_measure", measure_one),
-    ):
+    for target, name, patch in kills():
         with monkeypatch.context() as context:
             context.setattr(target, name, patch)
             with pytest.raises(Killed):
