@@ -22,7 +22,7 @@ _KINDS = (
         "head": ("features.norm5", "classifier"),
     },
 )
-_CHAIN = re.compile(r"chain([1-9])")
+_PART = re.compile(r"stem|chain[1-9]|head")
 
 
 def last_decoder_layer(model: nn.Module) -> str:
@@ -81,13 +81,25 @@ def _select(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[
         return _match(model, parameters, last_decoder_layer(model))
     if entry == "all":
         return set(parameters)
-    if entry in ("stem", "head") or _CHAIN.fullmatch(entry):
-        return {name for name in parameters if _is_below(name, _part(model, modules, entry)) and not _in_extra(name)}
+    if _PART.fullmatch(entry):
+        below = part_modules(model, entry)
+        return {name for name in parameters if _is_below(name, below) and not _in_extra(name)}
     return _match(model, parameters, entry)
 
 
-def _part(model: nn.Module, modules: list[str], part: str) -> list[str]:
-    """Names of the modules that a named part consists of."""
+def part_modules(model: nn.Module, part: str) -> list[str]:
+    """Qualified names of the modules that a part of a ResNet or DenseNet consists of, in the order they run.
+
+    Args:
+        model: A ResNet or DenseNet, or a model around one.
+        part: `stem`, `chain1` to `chain9`, or `head`.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    if not _PART.fullmatch(part):
+        raise ValueError(f"`part` must be 'stem', 'head' or a chain ('chain1', 'chain2', ...), got {part!r}.")
+    modules = [name for name, _ in model.named_modules()]
 
     def present(templates: tuple[str, ...], number: int = 0) -> list[str]:
         names = (_outermost(modules, each.format(number=number, previous=number - 1)) for each in templates)

@@ -25,7 +25,7 @@ class TunedEditor(NamedTuple):
     """The best trial of a study.
 
     Attributes:
-        hyperparameters: Of the editor, by name.
+        hyperparameters: Of the editor and of what is around it, by name; see [`build_editor`].
         drawdown: On the tuning data, a fraction.
         success_rate: Same.
         num_trials: Trials that were completed.
@@ -49,6 +49,8 @@ def tune_editor(
     min_success_rate: float = 0.95,
     seed: int = 0,
     progress: bool = True,
+    wrap: Callable[..., Editor] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> TunedEditor:
     """Finds the hyperparameters with the smallest drawdown among those with which enough edits succeed.
 
@@ -64,13 +66,18 @@ def tune_editor(
         min_success_rate: 95% in the paper.
         seed: Of the sampler.
         progress: Show a progress bar.
+        wrap: What is measured is `wrap(editor, **values)` in place of the editor; `partial(ewc, fisher=fisher)`, say.
+        bounds: Lowest and highest value of each argument of `wrap`, searched on a logarithmic scale with the
+            editor's own hyperparameters; `{"weight": EWC_WEIGHTS}`, say.
 
     Raises:
         ImportError: Without optuna, naming the extra.
-        ValueError: For an unknown editor.
+        ValueError: For an unknown editor; for `bounds` without `wrap`, or on a hyperparameter of the editor itself.
     """
     if editor not in EDITORS:
         raise ValueError(f"Unknown editor {editor!r}. Choose one of: {', '.join(EDITORS)}.")
+    further = dict(bounds or {})
+    _check_bounds(further, editor, wrap)
     if find_spec("optuna") is None:
         raise ImportError('Tuning needs optuna: pip install "editable_hf[vision]".')
     import optuna
@@ -78,7 +85,8 @@ def tune_editor(
     def objective(trial: optuna.Trial) -> float:
         values = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES[editor], log=True)}
         values |= {name: trial.suggest_float(name, *bounds) for name, bounds in EDITORS[editor].bounds.items()}
-        row = measure(LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **values).build())
+        values |= {name: trial.suggest_float(name, *ends, log=True) for name, ends in further.items()}
+        row = measure(build_editor(editor, values, wrap))
         trial.set_user_attr("success_rate", row["success_rate"])
         trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
         return row["drawdown"]
@@ -90,6 +98,36 @@ def tune_editor(
     finally:
         optuna.logging.set_verbosity(level)
     return best_trial(trials, min_success_rate)
+
+
+def _check_bounds(bounds: Mapping[str, tuple[float, float]], editor: str, wrap: Callable[..., Editor] | None) -> None:
+    if bounds and wrap is None:
+        raise ValueError(f"`bounds` are those of arguments of `wrap`, got {', '.join(bounds)} but no `wrap`.")
+    if set(bounds) & set(EDITORS[editor].defaults):
+        raise ValueError(
+            f"`bounds` are those of arguments of `wrap`, got {', '.join(bounds)}; editor {editor!r} has its own range "
+            f"for {', '.join(EDITORS[editor].defaults)}."
+        )
+
+
+def build_editor(
+    editor: str, hyperparameters: Mapping[str, float], wrap: Callable[..., Editor] | None = None
+) -> Editor:
+    """The editor that [`tune_editor`] measured with some hyperparameters.
+
+    Args:
+        editor: A key of `EDITORS`.
+        hyperparameters: A [`TunedEditor`]'s; those that are not the editor's own are given to `wrap`.
+        wrap: What `tune_editor` was given.
+
+    Raises:
+        ValueError: For a hyperparameter that the editor does not have, where there is no `wrap`.
+    """
+    own = {name: value for name, value in hyperparameters.items() if wrap is None or name in EDITORS[editor].defaults}
+    built = LearnableEditor(editor, learn_learning_rate=False, learn_decays=False, **own).build()
+    if wrap is None:
+        return built
+    return wrap(built, **{name: value for name, value in hyperparameters.items() if name not in own})
 
 
 def _run_study(

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from editable_hf.core import select_parameters
-from editable_hf.core.selection import last_decoder_layer
+from editable_hf.core.selection import last_decoder_layer, part_modules
 
 
 def under(model, *prefixes):
@@ -166,3 +166,27 @@ def test_extra_block_is_no_part_of_the_head():
     model.classifier = nn.ModuleDict({"extra": nn.Linear(4, 4), "linear": nn.Linear(4, 3)})
     assert list(select_parameters(model, "head")) == under(model, "classifier.linear.")
     assert list(select_parameters(model, "extra")) == under(model, "classifier.extra.")
+
+
+def test_modules_of_a_part():
+    model = resnet()
+    assert part_modules(model, "stem") == ["resnet.embedder"]
+    assert part_modules(model, "chain3") == ["resnet.encoder.stages.2"]
+    cifar = network(backbone=network("conv1", "bn1", "linear", layer1=network("conv1", "bn1")))
+    assert part_modules(cifar, "stem") == ["backbone.conv1", "backbone.bn1"]
+    assert part_modules(cifar, "chain1") == ["backbone.layer1"]
+    assert part_modules(cifar, "head") == ["backbone.linear"]
+    features = network("conv0", "norm0", "denseblock1", "transition1", "norm5")
+    dense = nn.ModuleDict({"features": features, "classifier": nn.Linear(1, 1)})
+    assert part_modules(dense, "chain1") == ["features.denseblock1", "features.transition1"]
+
+
+@pytest.mark.parametrize("part", ["chain0", "layer3", "resnet.embedder", "all", ""])
+def test_what_is_no_part(part):
+    with pytest.raises(ValueError, match=f"`part` must be 'stem', 'head' or a chain .*, got '{part}'"):
+        part_modules(resnet(), part)
+
+
+def test_part_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match="has no 'chain4'; its chains are chain1 to chain3"):
+        part_modules(resnet((1, 1, 1)), "chain4")

@@ -1,10 +1,13 @@
+from functools import partial
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import torch
 
+from editable_hf.core import EDITORS, Editor
 from editable_hf.evaluation import tuning
-from editable_hf.evaluation.tuning import best_trial, tune_editor
+from editable_hf.evaluation.tuning import best_trial, build_editor, tune_editor
 
 
 def step_size(editor):
@@ -46,6 +49,76 @@ def test_all_hyperparameters_are_tuned(tmp_path):
     )
     assert set(result.hyperparameters) == {"learning_rate", "beta1", "beta2"}
     assert 0.1 <= result.hyperparameters["beta1"] <= 1
+
+
+def slower(editor, factor, offset=0.0):
+    """Each step `factor` times as long, and `offset` shorter."""
+
+    def update(grads, state):
+        updates, state = editor.update(grads, state)
+        return {name: factor * update + offset for name, update in updates.items()}, state
+
+    return Editor(editor.init, update)
+
+
+def test_arguments_of_what_is_around_the_editor_are_tuned_with_it(tmp_path):
+    rates = []
+
+    def measure(editor):
+        rates.append(step_size(editor))
+        return {"drawdown": abs(rates[-1] - 1e-4), "success_rate": 1.0}
+
+    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 8, "progress": False}
+    bounds = {"factor": (1e-3, 1e-1), "offset": (1e-9, 1e-8)}
+    result = tune_editor(measure, "momentum", wrap=slower, bounds=bounds, **options)
+    found = result.hyperparameters
+    assert set(found) == {"learning_rate", "mu", "factor", "offset"}
+    assert 1e-3 <= found["factor"] <= 1e-1 and 1e-9 <= found["offset"] <= 1e-8
+    rate = found["learning_rate"] * found["factor"] - found["offset"]
+    assert rate == pytest.approx(rates[[abs(each - 1e-4) for each in rates].index(result.drawdown)])
+    assert step_size(build_editor("momentum", found, slower)) == pytest.approx(rate)
+
+    study = optuna.load_study(study_name="a", storage=f"sqlite:///{options['storage']}")
+    distributions = study.trials[0].distributions
+    assert distributions == {
+        "learning_rate": optuna.distributions.FloatDistribution(1e-5, 1.0, log=True),
+        "mu": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "factor": optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True),
+        "offset": optuna.distributions.FloatDistribution(1e-9, 1e-8, log=True),
+    }
+
+
+def test_wrapper_without_bounds_of_its_own(tmp_path):
+    rates = []
+
+    def measure(editor):
+        rates.append(step_size(editor))
+        return {"drawdown": rates[-1], "success_rate": 1.0}
+
+    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 2, "progress": False}
+    found = tune_editor(measure, "gd", wrap=partial(slower, factor=0.5), **options).hyperparameters
+    assert list(found) == ["learning_rate"] and min(rates) == pytest.approx(found["learning_rate"] / 2)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_editor_is_built_from_its_hyperparameters(name):
+    values = {**EDITORS[name].defaults, "learning_rate": 0.25}
+    assert step_size(build_editor(name, values)) == pytest.approx(0.25, rel=1e-5)
+    assert step_size(build_editor(name, {**values, "factor": 0.5}, slower)) == pytest.approx(0.125, rel=1e-5)
+    with pytest.raises(ValueError, match="has no hyperparameter 'factor'"):
+        build_editor(name, {**values, "factor": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("wrap", "bounds", "message"),
+    [
+        (None, {"factor": (0.1, 1.0)}, "`bounds` are those of arguments of `wrap`, got factor but no `wrap`"),
+        (slower, {"factor": (0.1, 1.0), "mu": (0.1, 1.0)}, "'momentum' has its own range for learning_rate, mu"),
+    ],
+)
+def test_bounds_of_nothing(tmp_path, wrap, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        tune_editor(Valley(), "momentum", storage=tmp_path / "s.db", study_name="a", wrap=wrap, bounds=bounds)
 
 
 def test_killed_study_continues_without_repeating_itself(tmp_path):

@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from tiny_images import (
+    NUM_CLASSES,
+    changed_names,
+    image_rows,
+    snapshot,
+    tiny_extra,
+    tiny_huggingface_resnet,
+    tiny_resnet,
+    tiny_vit,
+)
+from torch.nn import functional as F
+
+from editable_hf.baselines import dknn
+from editable_hf.baselines.dknn import DkNNForImageClassification, flip_labels
+from editable_hf.core import ClassConstraint, EditStack, JointConstraint, edit, edited, gd
+from editable_hf.data.image_requests import make_image_requests
+from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.models import CifarResNetForImageClassification
+
+NUM_QUERIES = 23
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Noisy enough that neighbours disagree."""
+    return image_rows(60, seed=5, noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return image_rows(NUM_QUERIES, seed=1, noise=2.0)
+
+
+def build(references, layers=("chain2", "chain3"), k=5, backbone=tiny_resnet, **options):
+    return DkNNForImageClassification.from_backbone(backbone(), references, layers, k, progress=None, **options)
+
+
+def pixels(rows):
+    return torch.stack([row["pixel_values"] for row in rows])
+
+
+def embeddings(rows, layer):
+    """Of one layer of [`tiny_resnet`], pooled and normalised by hand, one image at a time."""
+    model, outputs = tiny_resnet(), []
+    model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        for row in rows:
+            model(row["pixel_values"].unsqueeze(0))
+    pooled = torch.stack([output.sum((0, 2, 3)) / output[0, 0].numel() for output in outputs])
+    return pooled / pooled.square().sum(1, keepdim=True).sqrt()
+
+
+def constraint(row, target):
+    return ClassConstraint({"pixel_values": row["pixel_values"].unsqueeze(0)}, target)
+
+
+def vote_counts(model, logits):
+    """Without what puts classes with as many votes in order."""
+    return (logits * model.config.k * len(model.config.layers) + 1e-4).floor().long()
+
+
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize(("layer", "module"), [("chain2", "layer2"), ("chain3", "layer3")])
+def test_one_layer_is_scikit_learns_classifier(references, queries, k, layer, module):
+    model = build(references, layer, k)
+    judge = KNeighborsClassifier(k, metric="cosine").fit(
+        embeddings(references, module).numpy(), [row["labels"] for row in references]
+    )
+    expected = torch.from_numpy(judge.predict_proba(embeddings(queries, module).numpy()))
+    logits = model(pixel_values=pixels(queries)).logits
+    assert torch.equal(vote_counts(model, logits), (expected * k).round().long())
+    top = expected.topk(2, 1).values
+    clear = top[:, 0] > top[:, 1]  # scikit-learn gives ties to the lower class
+    assert torch.equal(logits.argmax(1)[clear], expected.argmax(1)[clear]) and clear.sum() > NUM_QUERIES / 2
+    assert len(set(logits.argmax(1).tolist())) > 2
+    distances, indices = judge.kneighbors(embeddings(queries, module).numpy())
+    found, similarities = model.search(pixels(queries))
+    assert found.squeeze(1).tolist() == indices.tolist()
+    torch.testing.assert_close(similarities.squeeze(1), 1 - torch.from_numpy(distances), rtol=0, atol=1e-12)
+
+
+def predictions_by_hand(neighbors, similarities, labels):
+    """Most votes; then the larger sum of similarities."""
+    classes = []
+    for indices, values in zip(neighbors.flatten(1).tolist(), similarities.flatten(1).tolist(), strict=True):
+        score = {}
+        for index, value in zip(indices, values, strict=True):
+            votes, total = score.get(int(labels[index]), (0, 0.0))
+            score[int(labels[index])] = (votes + 1, total + value)
+        classes.append(max(score, key=score.get))
+    return classes
+
+
+def test_layers_vote_together_and_similarity_breaks_ties(references, queries):
+    model = build(references, k=2)
+    logits = model(pixel_values=pixels(queries)).logits
+    neighbors, similarities = model.search(pixels(queries))
+    assert neighbors.shape == (NUM_QUERIES, 2, 2)
+    for index, module in enumerate(("layer2", "layer3")):
+        expected = embeddings(queries, module) @ embeddings(references, module).T
+        torch.testing.assert_close(similarities[:, index], expected.sort(1, descending=True).values[:, :2])
+    assert logits.argmax(1).tolist() == predictions_by_hand(neighbors, similarities, model.labels)
+    best = vote_counts(model, logits).topk(2, 1).values
+    assert (best[:, 0] == best[:, 1]).sum() > 3  # ties there are
+    assert all(len(set(row)) == NUM_CLASSES for row in logits.tolist())
+    assert not logits.requires_grad and next(model.search.backbone.parameters()).requires_grad
+
+
+def test_even_equal_votes_are_in_order(references):
+    """The same image under two labels: neither count nor similarity tells them apart."""
+    twins = [{**references[0], "labels": label} for label in (3, 1)]
+    model = build([*twins, *references[1:9]], "chain3", k=2)
+    logits = model(pixel_values=pixels(references[:1])).logits
+    assert torch.equal(vote_counts(model, logits), torch.tensor([[0, 1, 0, 1, 0]]))
+    for target in range(NUM_CLASSES):
+        loss = edit(model, constraint(references[0], target), flip_labels(), "labels").history[0]
+        assert (loss <= 0) == (logits.argmax() == target)
+
+
+def test_k_can_be_changed(references, queries):
+    model, other = build(references, k=3), build(references, k=7)
+    model.config.k = 7
+    assert torch.equal(model(pixels(queries)).logits, other(pixels(queries)).logits)
+
+
+def test_search_in_pieces(references, queries, monkeypatch):
+    model = build(references)
+    expected = model.search(pixels(queries))
+    sizes, original = [], torch.Tensor.topk
+    monkeypatch.setattr(dknn, "_MAX_SIMILARITIES", 5 * len(references))
+    monkeypatch.setattr(torch.Tensor, "topk", lambda self, k: sizes.append(self.shape) or original(self, k))
+    indices, similarities = model.search(pixels(queries))
+    assert torch.equal(indices, expected[0])
+    torch.testing.assert_close(similarities, expected[1], rtol=0, atol=1e-12)
+    assert max(rows for rows, _ in sizes) == 5 and sum(rows for rows, _ in sizes) == 2 * NUM_QUERIES
+
+
+def test_building_leaves_the_backbone_and_the_generators_alone(references):
+    backbone = tiny_resnet().train()
+    before, state = snapshot(backbone), torch.random.get_rng_state()
+    model = DkNNForImageClassification.from_backbone(backbone, references, "chain3", 3, batch_size=7, progress=None)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not changed_names(backbone, before) and model.training and backbone.layer1.training
+    assert model.search.backbone is backbone and backbone.layer3[0].bn1.weight is not None
+    torch.testing.assert_close(model.search.references, build(references, "chain3", 3).search.references)
+    assert model.labels.tolist() == [row["labels"] for row in references] and not model.labels.requires_grad
+    assert model.memory == len(references) * (64 * 8 + 8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "width"),
+    [
+        (tiny_huggingface_resnet, ["stem", "chain4"], 4 + 16),
+        (tiny_extra, ["chain3"], 64),
+        (tiny_vit, ["classifier"], NUM_CLASSES),
+    ],
+)
+def test_saved_with_its_edits_and_loaded(references, queries, tmp_path, backbone, layers, width):
+    model = build(references, layers, 3, backbone)
+    assert model.search.references.shape == (60, width)
+    target = int(model(pixels(queries)).logits[0].argmin())
+    EditStack(model).apply(edit(model, constraint(queries[0], target), flip_labels(), "labels"))
+    expected = model(pixels(queries)).logits
+    assert expected[0].argmax() == target
+    model.save_pretrained(tmp_path)
+    loaded, info = DkNNForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.labels.dtype == torch.long and torch.equal(loaded.labels, model.labels)
+    assert torch.equal(loaded(pixels(queries)).logits, expected)
+    assert edit(loaded, constraint(queries[0], target), flip_labels(), "labels").num_steps == 0
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_flips_are_the_nearest_first_until_the_class_is_predicted(references, queries, k):
+    model, counts = build(references, k=k), []
+    for row in queries:
+        before = int(model(pixels([row])).logits.argmax())
+        target = (before + 1) % NUM_CLASSES
+        result = edit(model, constraint(row, target), flip_labels(), "labels", max_steps=0)
+        neighbors, similarities = model.search(pixels([row]))
+        labels, flips, expected = model.labels.tolist(), 0, list(neighbors[0].T.flatten())
+        while predictions_by_hand(neighbors, similarities, labels) != [target]:
+            index = expected.pop(0)
+            flips += labels[index] != target
+            labels[index] = target
+        assert result.params["labels"].tolist() == labels and result.num_steps == flips
+        assert result.success and len(result.history) == flips + 1 and result.params["labels"].dtype == torch.long
+        for count, loss in enumerate(result.history):
+            assert (loss <= 0) == (count == flips)
+        counts.append(flips)
+    assert min(counts) >= 1 and (k == 1 or max(counts) > 2)
+
+
+def test_history_is_the_constraint_after_each_flip(references, queries):
+    model, row = build(references, k=10), queries[3]
+    target = int(model(pixels([row])).logits.argmin())
+    result = edit(model, constraint(row, target), flip_labels(), "labels")
+    neighbors, _ = model.search(pixels([row]))
+    changed, losses = copy.deepcopy(model), []
+    for index in [None, *neighbors[0].T.flatten().tolist()]:
+        if index is not None and changed.labels[index] == target:
+            continue
+        if index is not None:
+            changed.labels[index] = target
+        logits = changed(pixels([row])).logits[0]
+        losses.append(float(max(logits[i] for i in range(NUM_CLASSES) if i != target) - logits[target]))
+    assert len(losses) > len(result.history) > 3
+    assert result.history == pytest.approx(losses[: len(result.history)], abs=1e-6)
+
+
+def test_one_neighbour_takes_one_flip(references, queries):
+    model = build(references, "chain3", k=1)
+    for row in queries[:6]:
+        (index,) = model.search(pixels([row]))[0].flatten().tolist()
+        target = (int(model.labels[index]) + 2) % NUM_CLASSES
+        result = edit(model, constraint(row, target), flip_labels(), "labels")
+        assert result.num_steps == 1 and (result.params["labels"] != model.labels).nonzero().tolist() == [[index]]
+        kept = edit(model, constraint(row, int(model.labels[index])), flip_labels(), "labels")
+        assert kept.num_steps == 0 and torch.equal(kept.params["labels"], model.labels)
+
+
+def test_when_all_neighbours_have_the_class_it_is_predicted(references, queries):
+    """Also where no vote less would do: as many references of another class, all of them neighbours."""
+    alike = [{**row, "labels": 0} for row in references[:6]]
+    model = build(alike, k=6)
+    result = edit(model, constraint(queries[0], 4), flip_labels(), "labels")
+    assert result.success and 3 <= result.num_steps <= 4
+    images = pixels(queries[:2])  # of several examples the worst counts
+    model = build(references, k=3)
+    both = ClassConstraint({"pixel_values": images}, 4)
+    result = edit(model, both, flip_labels(), "labels")
+    with edited(model, result):
+        assert model(images).logits.argmax(1).tolist() == [4, 4]
+    everything = model.labels.clone()
+    everything[model.search(images)[0].flatten()] = 4
+    with edited(model, {"labels": everything}):
+        assert vote_counts(model, model(images).logits)[:, 4].tolist() == [6, 6]
+        assert edit(model, both, flip_labels(), "labels").num_steps == 0
+
+
+def test_undo_is_bit_identical(references, queries):
+    model = build(references)
+    before = snapshot(model)
+    with edited(model, edit(model, constraint(queries[0], 3), flip_labels(), "labels")):
+        assert changed_names(model, before) == ["labels"]
+    assert not changed_names(model, before)
+    stack = EditStack(model)
+    for number, target in enumerate((3, 1, 4)):
+        stack.apply(edit(model, constraint(queries[number], target), flip_labels(), "labels"))
+        assert model(pixels(queries[number : number + 1])).logits.argmax() == target
+    while len(stack):
+        stack.undo()
+    assert not changed_names(model, before)
+
+
+@pytest.fixture
+def requests(queries):
+    return make_image_requests(NUM_QUERIES, [row["labels"] for row in queries], NUM_CLASSES, 12, seed=2)
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_evaluation_is_that_of_brute_force(references, queries, requests, together):
+    model = build(references, k=10)
+    evaluator = ErrorDrawdownEvaluator(model, queries, layers="labels", batch_size=10, edits_together=together)
+    records = evaluator.evaluate(requests, flip_labels(), progress=None)
+    labels = torch.tensor([row["labels"] for row in queries])
+    before = model(pixels(queries)).logits.argmax(1)
+    assert evaluator.error_rate == (before != labels).double().mean().item()
+    for request, record in zip(requests, records, strict=True):
+        row = queries[request["image_index"]]
+        changed = copy.deepcopy(model)
+        result = edit(changed, constraint(row, request["target"]), flip_labels(), "labels", replay=False)
+        changed.labels.copy_(result.params["labels"])
+        after = changed(pixels(queries)).logits.argmax(1)
+        assert record["error_rate"] == (after != labels).double().mean().item()
+        assert record["changed"] == [[i, int(after[i])] for i in range(NUM_QUERIES) if after[i] != before[i]]
+        assert record["num_steps"] == result.num_steps and record["success"]
+        assert record["after"] == request["target"] == after[request["image_index"]]
+    summary = evaluator.summarize("DkNN", records)
+    assert summary["success_rate"] == summary["verified_rate"] == 1 and summary["drawdown"] > 0
+
+
+def test_one_search_serves_all_edits(references, queries, requests, monkeypatch):
+    model = build(references, k=10)
+    evaluator = ErrorDrawdownEvaluator(model, queries, layers="labels")
+    calls, search = [], dknn._nearest
+    monkeypatch.setattr(dknn, "_nearest", lambda *args: calls.append(len(args[0])) or search(*args))
+    edits = [
+        edit(model, constraint(queries[request["image_index"]], request["target"]), flip_labels(), "labels")
+        for request in requests
+    ]
+    # For the flips and, once for all their steps, for `l_e`; in two layers.
+    assert calls == 4 * len(requests) * [1] and sum(result.num_steps for result in edits) > len(requests)
+    calls.clear()
+    evaluator.predict([result.params for result in edits * 16])
+    assert len(edits * 16) > 190 and calls == [NUM_QUERIES, NUM_QUERIES]
+
+
+def test_what_flip_labels_does_not_edit(references, queries):
+    wanted = constraint(queries[0], 1)
+    with pytest.raises(TypeError, match="got a CifarResNetForImageClassification and a ClassConstraint"):
+        edit(tiny_resnet(), wanted, flip_labels(), "head")
+    model = build(references)
+    with pytest.raises(TypeError, match="got a DkNNForImageClassification and a JointConstraint"):
+        edit(model, JointConstraint([wanted]), flip_labels(), "labels")
+    with pytest.raises(ValueError, match='edits layers="labels" and nothing else, got labels, search.backbone.conv1'):
+        edit(model, wanted, flip_labels(), "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 61}, "`k` must be from 1 to the 60 references, got 61"),
+        ({"k": 0}, "got 0"),
+        ({"layers": "chain4"}, "has no 'chain4'; its chains are chain1 to chain3"),
+        ({"layers": "layer9"}, "got 'layer9'"),
+        ({"layers": []}, "`layers` is empty"),
+    ],
+)
+def test_wrong_arguments(references, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(references, **options)
+
+
+def test_layers_that_give_no_embedding(references):
+    with pytest.raises(ValueError, match="Layer 'vit.layers' is not called in the model's forward"):
+        build(references, "vit.layers", 3, tiny_vit)
+    message = r"Layer 'vit.layernorm' must give features .* got a tensor of shape \(60, 5, 8\)"
+    with pytest.raises(ValueError, match=message):
+        build(references, "vit.layernorm", 3, tiny_vit)
+
+
+def test_labels_that_are_no_classes_of_the_backbone(references):
+    with pytest.raises(ValueError, match="labels from 0 to 7, but the model's classes are 0 to 4"):
+        build([*references, {**references[0], "labels": 7}])
+
+
+def test_backbone_of_another_class(references):
+    class Other(CifarResNetForImageClassification):
+        pass
+
+    with pytest.raises(TypeError, match="is a Other, but AutoModelForImageClassification builds a CifarResNet"):
+        build(references, backbone=lambda: Other(tiny_resnet().config).double())
+
+
+def test_gradient_editors_are_not_for_labels(references, queries):
+    with pytest.raises(RuntimeError, match="floating point"):
+        edit(build(references), constraint(queries[0], 3), gd(1e-2), "labels")
+
+
+def test_embeddings_are_unit_vectors(references):
+    model = build(references)
+    for part in model.search.references.split([32, 64], 1):
+        torch.testing.assert_close(part, F.normalize(part, dim=1))
