@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from image_measure import EditSets, Row, chosen_editor, load_network
 from image_parts import ImageSets
 from image_recipe import ADVERSARIAL, RANKS, ImageRecipeConfig, folder_name
-from image_stages import EditSets, Row, Rows, TrainingRequests, chosen_editor, load_network
+from image_stages import Rows, TrainingRequests
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm

@@ -18,6 +18,7 @@ RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
 ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"
 GRADIENT, EWC, DKNN, CNP = "gradient", "ewc", "dknn", "cnp"
 _EDITOR_FIELDS = {"editor", "edit_learning_rate"}
+GRADIENT_EDITOR_FIELDS = {*_EDITOR_FIELDS, "learn_edit_learning_rate", "learn_edit_decays"}
 
 
 @dataclass
@@ -82,7 +83,7 @@ class RowOptions:
             raise ValueError(f"`method` must be one of {', '.join(methods)}, got {self.method!r}.")
         if self.method == EWC and not self.num_trials:
             raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
-        if self.method in (DKNN, CNP) and (self.num_trials or set(self.training) & _EDITOR_FIELDS):
+        if self.method in (DKNN, CNP) and (self.num_trials or set(self.training) & GRADIENT_EDITOR_FIELDS):
             raise ValueError(f"`method: {self.method}` has no gradient editor: remove num_trials, editor and alpha.")
         if self.method == DKNN and (self.train or self.extra) and self.network is None:
             raise ValueError("`method: dknn` trains nothing: say `train: false`, or which row's `network` it uses.")

@@ -10,43 +10,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
-from datasets import Dataset, load_from_disk
-from image_parts import ImageModelOptions, ImageSets, load_classifier
-from image_recipe import RANDOM, ImageRecipeConfig, RowOptions, folder_name
+from datasets import load_from_disk
+from image_measure import EditSets, Row, load_network, measure_row, row_editor
+from image_parts import ImageSets, load_classifier
+from image_recipe import CNP, GRADIENT_EDITOR_FIELDS, RANDOM, ImageRecipeConfig, RowOptions, folder_name
 from transformers import PreTrainedModel, set_seed
 
-from editable_hf import EditableImageTrainer, EditableImageTrainingArguments, EditorConfig
+from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
 from editable_hf.analysis.image_plots import plot_error_drawdowns
 from editable_hf.analysis.plots import plots_available
-from editable_hf.core.editors import Editor, LearnableEditor
+from editable_hf.baselines.cnp import CNPForImageClassification
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.report import ERROR_COLUMNS, format_table, write_results
 from editable_hf.models import ExtraBlockForImageClassification
 from editable_hf.training.stages import Stage, Stages
-
-Row = dict[str, Any]
-
-
-class EditSets(NamedTuple):
-    """Which edits every row is measured with.
-
-    Attributes:
-        test: Requests that are reported on.
-        test_images: What their `image_index` refers to.
-        validation: Requests that alpha is chosen with.
-        validation_images: What their `image_index` refers to.
-        stage: The stage that made the requests.
-    """
-
-    test: Dataset
-    test_images: Dataset
-    validation: Dataset
-    validation_images: Dataset
-    stage: Stage
 
 
 class TrainingRequests(NamedTuple):
@@ -131,61 +111,70 @@ class Rows:
         self.table: dict[str, Row] = {}
 
     def run(self) -> list[Row]:
-        """The finished table; `results.json` grows with each row."""
-        config, drawdowns = self.config, {}
-        for name, options in config.models.items():
-            self.networks[name] = self._network(name, options)
-            cell = self._measured(name, options)
-            row = json.loads((cell.folder / "row.json").read_text(encoding="utf-8"))
-            records = read_records(cell.folder / "edits.jsonl")
-            drawdowns[name] = [abs(record["error_rate"] - row["error_rate"]) for record in records]
-            if options.compare_to is not None and sum(drawdowns[options.compare_to]) > 0:
-                ratio = bootstrap_ratio(drawdowns[name], drawdowns[options.compare_to])
-                row["drawdown_ratio"] = {"to": options.compare_to, **ratio._asdict()}
-            self.table[name] = row
-            if self.stages.state.is_main_process:
-                folder = self.stages.output_dir
-                rows = list(self.table.values())
-                write_results(
-                    folder / "results.json", rows, asdict(config), config.seed, test_name=self.images.test_name
-                )
-                if plots_available():
-                    plot_error_drawdowns(drawdowns, folder / "drawdown.png", self.images.test_name)
+        """The table: rows that are asked for, and those that are there already; `results.json` grows with it."""
+        models, drawdowns = self.config.models, {}
+        asked = set(self.config.rows or models)
+        trained = asked | {models[name].network for name in asked}
+        for name, options in models.items():
+            network = self._network(name, options, name in trained)
+            cell = None if network is None else self._measured(name, options, network, name in asked)
+            if cell is not None:
+                self.table[name] = json.loads((cell.folder / "row.json").read_text(encoding="utf-8"))
+                records = read_records(cell.folder / "edits.jsonl")
+                drawdowns[name] = [abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records]
+                self._compare(name, options.compare_to, drawdowns)
+            if name in asked and self.stages.state.is_main_process:
+                self._write(drawdowns)
         return list(self.table.values())
 
-    def _network(self, name: str, options: RowOptions) -> Stage:
+    def _compare(self, name: str, other: str | None, drawdowns: Mapping[str, list[float]]) -> None:
+        if other in drawdowns and sum(drawdowns[other]) > 0 and len(drawdowns[other]) == len(drawdowns[name]):
+            ratio = bootstrap_ratio(drawdowns[name], drawdowns[other])
+            self.table[name]["drawdown_ratio"] = {"to": other, **ratio._asdict()}
+
+    def _write(self, drawdowns: Mapping[str, list[float]]) -> None:
+        folder, config, test_name = self.stages.output_dir, self.config, self.images.test_name
+        rows = list(self.table.values())
+        write_results(folder / "results.json", rows, asdict(config), config.seed, test_name=test_name)
+        if plots_available():
+            plot_error_drawdowns(drawdowns, folder / "drawdown.png", test_name)
+
+    def _network(self, name: str, options: RowOptions, wanted: bool) -> Stage | None:
         if options.network is not None:
-            return self.networks[options.network]
+            return self.networks.get(options.network)
         if not options.train and not options.extra:
+            self.networks[name] = self.start
             return self.start
         training = {**self.config.training, **options.training, "edit_layers": options.layers}
+        if options.method == CNP:
+            training = {key: value for key, value in training.items() if key not in GRADIENT_EDITOR_FIELDS}
+            training["edit_layers"] = ["condition"]
         inputs = {"requests": options.requests, "extra": options.extra, "seed": self.config.seed}
-        inputs["training"] = training if options.train else None
+        inputs |= {"training": training if options.train else None}
+        if options.method == CNP:
+            inputs |= {"cnp": options.layers}
         requests = self.requests.get(options.requests)
         after = [self.start, *([requests.stage] if requests is not None and requests.stage is not None else [])]
         build = partial(_make_network, self.config, self.images, self.start, options, training, requests)
-        return self.stages.run(f"network-{folder_name(name)}", inputs, after, build, every_process=True)
+        stage = self._stage(wanted, f"network-{folder_name(name)}", inputs, after, build, every_process=True)
+        if stage is not None:
+            self.networks[name] = stage
+        return stage
 
-    def _measured(self, name: str, options: RowOptions) -> Stage:
-        editor = row_editor(self.config, options, self.networks[name])
-        inputs = {**asdict(self.config.evaluation), "num_workers": None, "layers": editor.layers, "name": name}
+    def _measured(self, name: str, options: RowOptions, network: Stage, wanted: bool) -> Stage | None:
+        editor = row_editor(self.config, options, network)
+        own = {key: value for key, value in asdict(options).items() if key not in ("training", "compare_to")}
+        inputs = {**asdict(self.config.evaluation), "num_workers": None, "name": name, **own}
         inputs |= {"editor": editor.editor, "hyperparameters": editor.hyperparameters}
-        build = partial(_measure, self.config, self.images, self.networks[name], self.edits, editor, name)
-        return self.stages.run(f"edits-{folder_name(name)}", inputs, [self.networks[name], self.edits.stage], build)
+        build = partial(measure_row, self.config, self.images, network, self.edits, name)
+        return self._stage(wanted, f"edits-{folder_name(name)}", inputs, [network, self.edits.stage], build)
 
-
-def row_editor(config: ImageRecipeConfig, options: RowOptions, network: Stage) -> EditorConfig:
-    """The editor that a row's network was trained with, or for other networks the one that its options name."""
-    if options.network is None and options.train:
-        return EditorConfig.from_pretrained(network.folder)
-    args = EditableImageTrainingArguments(str(network.folder), **{**config.training, **options.training})
-    learnable = LearnableEditor(args.editor, False, False, learning_rate=args.edit_learning_rate)
-    return EditorConfig.of(learnable, options.layers, config.evaluation.max_steps)
-
-
-def load_network(stage: Stage, images: ImageSets) -> PreTrainedModel:
-    options = ImageModelOptions(weights=str(stage.folder))
-    return load_classifier(options, images.num_classes).to(PartialState().device)
+    def _stage(self, wanted: bool, *args: Any, **options: Any) -> Stage | None:
+        """The stage; if it is not wanted only where it is there."""
+        if wanted:
+            return self.stages.run(*args, **options)
+        stage, there = self.stages.look(*args[:3])
+        return stage if there else None
 
 
 def _make_network(
@@ -199,6 +188,9 @@ def _make_network(
 ) -> None:
     set_seed(config.seed)
     model = load_network(start, images)
+    if options.method == CNP:
+        size = images.test[0]["pixel_values"].shape[-1]
+        model = CNPForImageClassification.from_backbone(model, *options.layers, image_size=size)
     if options.extra:
         model = ExtraBlockForImageClassification.from_backbone(model, hidden_size=options.extra)
     if options.train:
@@ -236,67 +228,6 @@ def _train(
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-
-
-def _measure(
-    config: ImageRecipeConfig,
-    images: ImageSets,
-    network: Stage,
-    edits: EditSets,
-    editor: EditorConfig,
-    name: str,
-    folder: Path,
-) -> None:
-    options = config.evaluation
-    model = load_network(network, images)
-    common = {"layers": editor.layers, "batch_size": options.batch_size, "num_workers": options.num_workers}
-    chosen, tried = _choose_editor(config, images, model, edits, editor, name, common, folder)
-    evaluator = ErrorDrawdownEvaluator(model, images.test, edits.test_images, **common)
-    path = folder / "edits.jsonl"
-    built = chosen.build_editor()
-    records = evaluator.evaluate(edits.test, built, max_steps=options.max_steps, path=path, progress=name)
-    extra = {"editor": chosen.editor, "hyperparameters": chosen.hyperparameters, "max_steps": options.max_steps}
-    row = evaluator.summarize(name, records, layers=",".join(chosen.layers), tried=tried, **extra)
-    (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
-
-
-def _choose_editor(
-    config: ImageRecipeConfig,
-    images: ImageSets,
-    model: PreTrainedModel,
-    edits: EditSets,
-    editor: EditorConfig,
-    name: str,
-    common: Mapping[str, Any],
-    folder: Path,
-) -> tuple[EditorConfig, list[dict[str, float]]]:
-    """The editor with the alpha that does best on validation edits and images, and what each alpha did there."""
-    options = config.evaluation
-    own = editor.hyperparameters["learning_rate"]
-    rates = sorted({own, *options.learning_rates.get(editor.editor, ())})
-    if len(rates) == 1:
-        return editor, []
-    scored = images.validation.select(range(min(options.num_validation_images, len(images.validation))))
-    evaluator = ErrorDrawdownEvaluator(model, scored, edits.validation_images, **common)
-    tried = []
-    for rate in rates:
-        path, title = folder / f"validation-alpha{rate:g}.jsonl", f"{name}, validation, alpha={rate:g}"
-        built: Editor = editor.build_editor(learning_rate=rate)
-        records = evaluator.evaluate(edits.validation, built, max_steps=options.max_steps, path=path, progress=title)
-        row = evaluator.summarize(name, records)
-        tried.append({"learning_rate": rate, "drawdown": row["drawdown"], "success_rate": row["success_rate"]})
-
-    def rank(trial: dict[str, float]) -> tuple[float, float]:
-        return max(0.0, options.min_success_rate - trial["success_rate"]), trial["drawdown"]
-
-    best = min(tried, key=rank)["learning_rate"]
-    hyperparameters = {**editor.hyperparameters, "learning_rate": best}
-    return EditorConfig(editor.editor, hyperparameters, editor.layers, editor.max_steps), tried
-
-
-def chosen_editor(row: Row) -> Editor:
-    """The editor that a row of the finished table was measured with."""
-    return EditorConfig(row["editor"], row["hyperparameters"]).build_editor()
 
 
 def print_table(title: str, paper: list[Row], rows: list[Row], folder: Path) -> None:

@@ -28,13 +28,39 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
     """Makes the editor a submodule of `model`, so that the optimiser and DDP see its values.
 
     Weight files hold the ordinary model alone all the same: plain `from_pretrained` must load them without a warning.
+    A model that has an editor of another kind (Editable+CNP) keeps it, as a part of the model like any other.
+
+    Raises:
+        ValueError: If the arguments ask such a model for another editor or other layers.
     """
+    if has_own_editor(model):
+        _check_own_editor(model, args)
+        return
     editor = LearnableEditor(
         args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
     )
     model.editor = editor.to(model.device)
     names = {f"editor.{name}" for name, _ in editor.named_parameters()}
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
+
+
+def has_own_editor(model: PreTrainedModel) -> bool:
+    """Whether edits of the model are made by a part of the model itself, not by gradient steps."""
+    return not isinstance(getattr(model, "editor", None), LearnableEditor | None)
+
+
+def _check_own_editor(model: PreTrainedModel, args: EditableArguments) -> None:
+    kind, layers = type(model).__name__, list(model.editor.layers)
+    if list(args.edit_layers) != layers:
+        raise ValueError(
+            f"A {kind} is edited by its own editor: expected `edit_layers` {layers}, got {args.edit_layers}."
+        )
+    names = ("editor", "edit_learning_rate", "learn_edit_learning_rate", "learn_edit_decays")
+    given = [name for name in names if getattr(args, name) != args.__dataclass_fields__[name].default]
+    if given:
+        raise ValueError(
+            f"A {kind} has its own editor, without these hyperparameters; leave unset: {', '.join(given)}."
+        )
 
 
 def separate_group(
@@ -54,14 +80,18 @@ def separate_group(
     return optimizer
 
 
-def restore_editor(editor: LearnableEditor, folder: str | os.PathLike) -> None:
-    """Gives `editor` the values that the checkpoint in `folder` had learnt.
+def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Gives the editor of `model` the values that the checkpoint in `folder` had learnt.
+
+    One that is the model's own came back with the weights.
 
     Raises:
         ValueError: If the checkpoint did not learn the same values.
     """
+    if has_own_editor(model):
+        return
     config = EditorConfig.from_pretrained(folder)
-    parameters, learnt = dict(editor.named_parameters()), {} if config is None else config.learnt
+    parameters, learnt = dict(model.editor.named_parameters()), {} if config is None else config.learnt
     if set(learnt) != set(parameters):
         raise ValueError(
             f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learnt)} "

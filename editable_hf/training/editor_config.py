@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from editable_hf.core.editors import Editor, LearnableEditor
+from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,10 @@ class EditorConfig:
 
     @classmethod
     def of(cls, editor: LearnableEditor, layers: list[str], max_steps: int) -> EditorConfig:
-        """The configuration of `editor` as it stands."""
-        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
+        """The configuration of `editor` as it stands; what a model's own editor learns is saved with it."""
+        learnt = {}
+        if isinstance(editor, LearnableEditor):
+            learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
         return cls(editor.name, editor.values(), layers, max_steps, learnt=learnt)
 
     def build_editor(self, **overrides: float) -> Editor:
@@ -49,7 +51,15 @@ class EditorConfig:
 
         Args:
             overrides: Hyperparameters to use instead of the saved ones, e.g. `learning_rate=3e-4`.
+
+        Raises:
+            ValueError: If the editor is a part of the model (Editable+CNP).
         """
+        if self.editor not in EDITORS:
+            raise ValueError(
+                f"The editor {self.editor!r} is no gradient editor ({', '.join(EDITORS)}): it is a part of the model. "
+                "Load the model and take `model.editor.build()`."
+            )
         values = {**self.hyperparameters, **overrides}
         return LearnableEditor(self.editor, learn_learning_rate=False, learn_decays=False, **values).build()
 

@@ -82,7 +82,7 @@ class EditableTrainerMixin(ABC):
         terms = (base, edit_term / accumulation, locality_term / accumulation)
         total = objective(*terms, args.edit_coef, args.locality_coef)
         # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
-        return total + sum(0.0 * parameter for parameter in editor.parameters())
+        return total + sum(0.0 * parameter.sum() for parameter in editor.parameters())
 
     def _draw(self) -> list[Mapping[str, Any]]:
         return [self.edit_dataset[row] for row in self._order.rows(self.state.global_step)]
@@ -104,7 +104,7 @@ class EditableTrainerMixin(ABC):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        restore_editor(self.model.editor, resume_from_checkpoint)
+        restore_editor(self.model, resume_from_checkpoint)
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
@@ -113,7 +113,7 @@ class EditableTrainerMixin(ABC):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        restore_editor(self.model.editor, self.state.best_model_checkpoint)
+        restore_editor(self.model, self.state.best_model_checkpoint)
 
     def editor_config(self) -> EditorConfig:
         """The editor as it stands, as it is saved beside the weights."""

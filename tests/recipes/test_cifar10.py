@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import cifar10
+import image_measure
 import image_stages
 import pytest
+from datasets import Dataset
 from image_recipe import load_config
 from transformers import AutoModelForImageClassification
 
@@ -23,11 +25,12 @@ MODELS = """models:
 
 @pytest.fixture
 def config(tmp_path):
-    def make(folder="out"):
+    def make(folder="out", models=MODELS, rows=None):
         path = tmp_path / "config.yaml"
-        text = DEMO.read_text().split("models:")[0].replace("report_to: none", "report_to: none\n  use_cpu: true")
-        path.write_text(text + MODELS)
-        return load_config(str(path), output_dir=str(tmp_path / folder), smoke=True)
+        text = DEMO.read_text().split("figure_2:")[0].replace("report_to: none", "report_to: none\n  use_cpu: true")
+        path.write_text(text + models)
+        options = {"own_section": "figure_2", "output_dir": str(tmp_path / folder), "smoke": True, "rows": rows}
+        return load_config(str(path), **options)
 
     return make
 
@@ -70,10 +73,56 @@ def test_whole_recipe_twice(config, tmp_path, capsys, monkeypatch):
         AutoModelForImageClassification.from_pretrained(out / name)
         assert EditorConfig.from_pretrained(out / name).layers == ["extra" if name == "network-extra" else "chain3"]
 
-    monkeypatch.setattr(image_stages, "ErrorDrawdownEvaluator", None)  # nothing is measured or trained again
+    monkeypatch.setattr(image_measure, "ErrorDrawdownEvaluator", None)  # nothing is measured or trained again
     monkeypatch.setattr(image_stages, "EditableImageTrainer", None)
     cifar10.main(config)
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
+
+
+BASELINES = """figure_2: {rows: [plain, editable], num_edits: 100}
+models:
+  editable: {requests: random}
+  plain: {train: false, num_trials: 3}
+  ewc: {train: false, method: ewc, num_trials: 3, compare_to: plain}
+  dknn: {network: editable, method: dknn, neighbors: 3, layers: [chain2, chain3]}
+  cnp: {requests: random, method: cnp}
+"""
+
+
+def test_baselines_and_figure_2(config, tmp_path, capsys):
+    cifar10.main(config(models=BASELINES, rows=["plain", "ewc"]))
+    out = tmp_path / "out"
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["plain", "ewc"]
+    assert not list(out.glob("network-*")) and "Figure 2" in capsys.readouterr().out
+    plain, penalised = rows
+    assert plain["tuned"]["num_trials"] == 2 and plain["editor"] == "rmsprop"  # a smoke run has fewer trials
+    assert penalised["editor"] == "rmsprop+ewc" and set(penalised["hyperparameters"]) == {
+        "learning_rate",
+        "beta",
+        "weight",
+    }
+    assert (out / "edits-ewc/fisher.safetensors").exists()
+
+    # One row more: the others are shown beside it, and not made again.
+    cifar10.main(config(models=BASELINES, rows=["dknn", "cnp"]))
+    output = capsys.readouterr().out
+    assert "[edits-plain]" not in output and "[network-editable] starts" in output
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["plain", "ewc", "dknn", "cnp"]
+    neighbors, condition = rows[2:]
+    assert (neighbors["editor"], neighbors["layers"], neighbors["success_rate"]) == (
+        "flip labels",
+        "chain2,chain3",
+        1.0,
+    )
+    assert neighbors["memory"] > 0 and condition["editor"] == "condition vector"
+    assert EditorConfig.from_pretrained(out / "network-cnp").layers == ["condition"]
+
+    cifar10.main(config(models=BASELINES))
+    for name in ("drawdown_by_class", "edit_space", "explained_variance"):
+        assert {row["model"] for row in Dataset.from_parquet(str(out / f"{name}.parquet"))} == {"plain", "editable"}
+        assert (out / f"{name}.png").stat().st_size > 5_000
 
 
 def test_killed_run_continues_to_the_same_result(config, tmp_path, monkeypatch):
@@ -89,7 +138,7 @@ def test_killed_run_continues_to_the_same_result(config, tmp_path, monkeypatch):
         pass
 
     cifar10.main(patched("whole"))
-    trainer, evaluator = image_stages.EditableImageTrainer, image_stages.ErrorDrawdownEvaluator
+    trainer, evaluator = image_stages.EditableImageTrainer, image_measure.ErrorDrawdownEvaluator
     step, measure, measured = trainer.training_step, evaluator._measure, []
 
     def step_until_one(self, *args, **kwargs):

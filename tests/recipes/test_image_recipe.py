@@ -13,16 +13,6 @@ PATHS = sorted(
 )
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write_yaml(text):
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-
-    return write_yaml
-
-
 def test_configs_are_found():
     for folder in ("cifar10", "imagenet", "natural_adversarial"):
         assert {path.stem for path in PATHS if path.parent.name == folder} >= {"demo", "small", "paper"}
@@ -36,14 +26,14 @@ def test_every_config_is_valid(path, smoke, tmp_path):
     )
     for row in config.models.values():
         EditableImageTrainingArguments(str(tmp_path), **{**config.training, **row.training, "use_cpu": True})
-        assert row.compare_to != row.network or row.network is None
+        assert row.compare_to != row.network or row.network is None or row.method != "gradient"
     assert smoke == config.output_dir.endswith("-smoke")
     steps = {row.training.get("max_steps") for row in config.models.values() if row.train and row.network is None}
     assert len(steps) == 1, "all networks are trained for equally many updates"
 
 
 def test_paper_config_is_section_4_1():
-    config = load_config(str(CONFIGS / "cifar10/paper.yaml"))
+    config = load_config(str(CONFIGS / "cifar10/paper.yaml"), own_section="figure_2")
     assert config.evaluation.num_edits == 1_000 and config.evaluation.max_steps == 10
     assert (config.training["learning_rate"], config.training["weight_decay"]) == (1e-3, 0.0)
     assert config.model.weights is None and config.pretrain == {}
@@ -82,14 +72,24 @@ def test_rows(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must hold sections, .* but holds None"),
         ("model: {}", "`models` must give at least one row"),
-        ("modle: {}", r"unknown sections \['modle'\]; expected \['data', 'model'"),
         ("adversarial: {}\nmodels: {a: {}}", r"unknown sections \['adversarial'\]"),
-        ("training: 3\nmodels: {a: {}}", "section 'training' must hold keys and values"),
         ("evaluation: {edits: 3}\nmodels: {a: {}}", "section 'evaluation': .*edits"),
         ("evaluation: {learning_rates: {sgd: [1]}}\nmodels: {a: {}}", r"must be by editor .*, got \['sgd'\]"),
-        ("training: {learning_rat: 1}\nmodels: {a: {}}", "section 'training': .*Did you mean 'learning_rate'"),
+        ("pretrain: {learning_rat: 1}\nmodels: {a: {}}", "section 'pretrain': .*Did you mean 'learning_rate'"),
+        ("models: {a: {method: lora}}", "row 'a': `method` must be one of gradient, ewc, dknn, cnp, got 'lora'"),
+        ("models: {a: {method: ewc}}", "`method: ewc` needs `num_trials`"),
+        ("models: {a: {method: dknn}}", "`method: dknn` trains nothing"),
+        ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove num_trials, editor"),
+        ("models: {a: {method: cnp}}", "`method: cnp` needs `requests`"),
+        (
+            "figure_2: {rows: [b]}\nmodels: {a: {}}",
+            r"figure_2: expected names of rows, \['a'\] so far, but got \['b'\]",
+        ),
+        (
+            "figure_2: {rows: [a]}\nmodels: {a: {train: false, method: dknn}}",
+            r"figure_2: expected rows with `method: gradient`, but got \['a'\]",
+        ),
         ("models: {a: 3}", "row 'a' of `models` must hold keys and values"),
         ("models: {a: {layer: chain3}}", "row 'a': .*Did you mean 'layers'"),
         ("models: {a: {requests: all}}", "row 'a': `requests` must be one of none, random"),
@@ -107,7 +107,7 @@ def test_rows(write):
 )
 def test_mistakes(write, text, message):
     with pytest.raises(ValueError, match=message):
-        load_config(write(text))
+        load_config(write(text), own_section="figure_2")
 
 
 def test_rows_of_the_adversarial_section_exist(write):

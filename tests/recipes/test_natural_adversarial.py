@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import adversarial_stages
+import image_measure
 import image_stages
 import natural_adversarial
 import pytest
@@ -53,7 +54,7 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
 
     for module, name in (
         (image_stages, "EditableImageTrainer"),
-        (image_stages, "ErrorDrawdownEvaluator"),
+        (image_measure, "ErrorDrawdownEvaluator"),
         (adversarial_stages, "evaluate_sequences"),
         (adversarial_stages, "evaluate_generalization"),
     ):
