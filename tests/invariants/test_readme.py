@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import editable_hf
+from editable_hf import edit, edited
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,10 +18,24 @@ def test_public_names_are_in_the_readme(name):
     assert f"`{name}`" in README or f"`{name}(" in README
 
 
-def test_example_has_twenty_lines_and_compiles():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_are_short_and_compile(code):
     compile(code, "README.md", "exec")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.slow
+def test_example_of_the_baselines_runs():
+    pytest.importorskip("sklearn", reason="needs the vision extra")
+    (code,) = (code for code in EXAMPLES if "baselines" in code)
+    names = {}
+    exec(code, names)
+    model, constraint = names["neighbors"], names["constraint"]
+    with edited(model, edit(model, constraint, names["flip_labels"](), "labels")):
+        assert model(**constraint.inputs).logits.argmax() == constraint.target
 
 
 def test_files_named_in_commands_exist():
