@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from datasets import Dataset
 from image_parts import ImageModelOptions, ImageSets, load_classifier
-from image_recipe import CNP, DKNN, EWC, ImageRecipeConfig, RowOptions
+from image_recipe import CNP, DKNN, EWC, RANK_ONE, ImageRecipeConfig, RowOptions
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from editable_hf import EditableImageTrainingArguments, EditorConfig
 from editable_hf.baselines.dknn import DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
+from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.editors import Editor, LearnableEditor, Params
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.tuning import build_editor, tune_editor
+from editable_hf.models.extra_block import find_head
 from editable_hf.training.stages import Stage
 
 Row = dict[str, Any]
@@ -104,6 +106,11 @@ def row_subject(
         model = DkNNForImageClassification.from_backbone(model, images.train_plain, options.layers, options.neighbors)
         entries = {"editor": "flip labels", "hyperparameters": {}, "memory": model.memory, **shown}
         return Subject(model, ["labels"], flip_labels(), entries)
+    if options.method == RANK_ONE:
+        count = min(options.num_fisher_images, len(images.train_plain))
+        editor = rank_one(feature_moment(model, images.train_plain, num_examples=count, seed=config.seed))
+        entries = {"editor": "rank one", "hyperparameters": {}, **shown}
+        return Subject(model, [f"{find_head(model)}.weight"], editor, entries)
     if options.method == CNP:
         entries = {"editor": "condition vector", "hyperparameters": {}, **shown}
         return Subject(model, ["condition"], model.editor.build(), entries)

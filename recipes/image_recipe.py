@@ -16,7 +16,7 @@ from editable_hf.core.editors import EDITORS
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
 ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"
-GRADIENT, EWC, DKNN, CNP = "gradient", "ewc", "dknn", "cnp"
+GRADIENT, EWC, DKNN, CNP, RANK_ONE = "gradient", "ewc", "dknn", "cnp", "rank_one"
 _EDITOR_FIELDS = {"editor", "edit_learning_rate"}
 GRADIENT_EDITOR_FIELDS = {*_EDITOR_FIELDS, "learn_edit_learning_rate", "learn_edit_decays"}
 
@@ -35,12 +35,13 @@ class RowOptions:
         compare_to: The row that the drawdown is divided by.
         method: How edits are made: by the gradient editor alone (gradient), with Elastic Weight Consolidation (ewc),
             or as the other baselines of Table 3 do: deep nearest neighbours (dknn; `layers` give the embeddings) and
-            a condition vector (cnp; `layers` is the chain that it is added to).
+            a condition vector (cnp; `layers` is the chain that it is added to); or by a closed form (rank_one;
+            `layers` is the head).
         num_trials: Trials of a search for the editor's hyperparameters (with ewc also the penalty's weight), as for
             Table 1. 0 tries the alphas of `learning_rates` instead.
         fisher_labels: For ewc: the Fisher information is that of labels drawn from the network (sampled) or of the
             data's own (true, the empirical Fisher).
-        num_fisher_images: Training images that it is estimated on.
+        num_fisher_images: Training images that it is estimated on, and the moment of the features for rank_one.
         neighbors: k of dknn, in each layer.
         training: Fields of `EditableImageTrainingArguments` for this row; in the file they stand beside the others.
     """
@@ -78,17 +79,23 @@ class RowOptions:
         self._check_method()
 
     def _check_method(self) -> None:
-        methods = (GRADIENT, EWC, DKNN, CNP)
+        methods = (GRADIENT, EWC, DKNN, CNP, RANK_ONE)
         if self.method not in methods:
             raise ValueError(f"`method` must be one of {', '.join(methods)}, got {self.method!r}.")
         if self.method == EWC and not self.num_trials:
             raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
-        if self.method in (DKNN, CNP) and (self.num_trials or set(self.training) & GRADIENT_EDITOR_FIELDS):
+        if self.method in methods[2:] and (self.num_trials or set(self.training) & GRADIENT_EDITOR_FIELDS):
             raise ValueError(f"`method: {self.method}` has no gradient editor: remove num_trials, editor and alpha.")
-        if self.method == DKNN and (self.train or self.extra) and self.network is None:
-            raise ValueError("`method: dknn` trains nothing: say `train: false`, or which row's `network` it uses.")
+        if self.method in (DKNN, RANK_ONE) and (self.train or self.extra) and self.network is None:
+            raise ValueError(
+                f"`method: {self.method}` trains nothing: say `train: false`, or which row's `network` it uses."
+            )
         if self.method == CNP and (self.requests == "none" or len(self.layers) != 1 or self.extra):
             raise ValueError("`method: cnp` needs `requests`, to train its encoder with, and one chain in `layers`.")
+        if self.method == RANK_ONE and self.layers != ["head"]:
+            raise ValueError(
+                f"`method: rank_one` edits the last linear layer: expected `layers: [head]`, got {self.layers}."
+            )
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""The baselines of section 4.1 (Table 3) that Editable Training is compared with."""
+"""What Editable Training is compared with: the baselines of section 4.1 (Table 3), and a closed-form edit."""
 
 from editable_hf.baselines.cnp import CNPConfig, CNPForImageClassification, ConditionEncoder
 from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
+from editable_hf.baselines.rank_one import feature_moment, rank_one
 
 __all__ = [
     "EWC_WEIGHTS",
@@ -13,6 +14,8 @@ __all__ = [
     "DkNNForImageClassification",
     "diagonal_fisher",
     "ewc",
+    "feature_moment",
     "flip_labels",
     "normalize_fisher",
+    "rank_one",
 ]

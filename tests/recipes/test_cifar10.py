@@ -86,6 +86,7 @@ models:
   ewc: {train: false, method: ewc, num_trials: 3, compare_to: plain}
   dknn: {network: editable, method: dknn, neighbors: 3, layers: [chain2, chain3]}
   cnp: {requests: random, method: cnp}
+  closed: {train: false, method: rank_one, layers: [head]}
 """
 
 
@@ -105,18 +106,19 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     assert (out / "edits-ewc/fisher.safetensors").exists()
 
     # One row more: the others are shown beside it, and not made again.
-    cifar10.main(config(models=BASELINES, rows=["dknn", "cnp"]))
+    cifar10.main(config(models=BASELINES, rows=["dknn", "cnp", "closed"]))
     output = capsys.readouterr().out
     assert "[edits-plain]" not in output and "[network-editable] starts" in output
     rows = json.loads((out / "results.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["plain", "ewc", "dknn", "cnp"]
-    neighbors, condition = rows[2:]
+    assert [row["name"] for row in rows] == ["plain", "ewc", "dknn", "cnp", "closed"]
+    neighbors, condition, closed = rows[2:]
     assert (neighbors["editor"], neighbors["layers"], neighbors["success_rate"]) == (
         "flip labels",
         "chain2,chain3",
         1.0,
     )
     assert neighbors["memory"] > 0 and condition["editor"] == "condition vector"
+    assert (closed["editor"], closed["layers"], closed["success_rate"]) == ("rank one", "head", 1.0)
     assert EditorConfig.from_pretrained(out / "network-cnp").layers == ["condition"]
 
     cifar10.main(config(models=BASELINES))

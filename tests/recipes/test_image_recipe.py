@@ -77,10 +77,14 @@ def test_rows(write):
         ("evaluation: {edits: 3}\nmodels: {a: {}}", "section 'evaluation': .*edits"),
         ("evaluation: {learning_rates: {sgd: [1]}}\nmodels: {a: {}}", r"must be by editor .*, got \['sgd'\]"),
         ("pretrain: {learning_rat: 1}\nmodels: {a: {}}", "section 'pretrain': .*Did you mean 'learning_rate'"),
-        ("models: {a: {method: lora}}", "row 'a': `method` must be one of gradient, ewc, dknn, cnp, got 'lora'"),
+        (
+            "models: {a: {method: lora}}",
+            "row 'a': `method` must be one of gradient, ewc, dknn, cnp, rank_one, got 'lora'",
+        ),
         ("models: {a: {method: ewc}}", "`method: ewc` needs `num_trials`"),
         ("models: {a: {method: dknn}}", "`method: dknn` trains nothing"),
         ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove num_trials, editor"),
+        ("models: {a: {method: rank_one, train: false}}", r"expected `layers: \[head\]`, got \['chain3'\]"),
         ("models: {a: {method: cnp}}", "`method: cnp` needs `requests`"),
         (
             "figure_2: {rows: [b]}\nmodels: {a: {}}",
