@@ -25,7 +25,7 @@ class EditSpace(NamedTuple):
     Attributes:
         divergences: `KL(p(y | x, theta) || p(y | x, theta_edited))` in nats for every test image x,
             `(num_edits, num_images)`, float32: "a 10,000-dimensional model descriptor".
-        predictions: Classes predicted after the edit, `(num_edits, num_images)`.
+        predictions: Classes predicted after the edit, `(num_edits, num_images)`, int16.
         labels: Classes of the edited images, `(num_edits,)`.
         targets: Classes that they were to be given, `(num_edits,)`.
     """
@@ -98,7 +98,7 @@ def _describe(
     for logits, _ in evaluator.logits([results[index].params for index in moved], progress):
         log_p = F.log_softmax(logits.double(), -1)
         divergences.append((log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1).float().cpu())
-        predictions.append(logits[1:].argmax(-1).cpu())
+        predictions.append(logits[1:].argmax(-1).short().cpu())  # as many as the divergences, on disk too
     return {
         "divergences": torch.cat(divergences, dim=1),
         "predictions": torch.cat(predictions, dim=1),

@@ -48,7 +48,7 @@ def test_descriptors_are_the_divergences_of_the_edited_model(evaluator, requests
             logits = model(images).logits.double()
         expected = torch.distributions.kl_divergence(reference, torch.distributions.Categorical(logits=logits))
         assert torch.allclose(divergences.double(), expected, rtol=1e-3, atol=1e-6)
-        assert torch.equal(predictions, logits.argmax(-1))
+        assert torch.equal(predictions.long(), logits.argmax(-1))
 
 
 def test_continues_with_the_groups_that_are_missing(evaluator, requests, tmp_path, monkeypatch):
