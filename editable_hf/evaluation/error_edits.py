@@ -71,7 +71,8 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         self.layers, self._edits_together = list(selected), edits_together
         num_bytes = 2 * sum(param.nbytes for param in selected.values())  # by themselves, and stacked
         self.group_size = max(1, min(_LARGEST_GROUP, int(1e9 * gigabytes / num_bytes)))
-        self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+        # A generator of its own: the workers' seed would be drawn from the global one.
+        self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, generator=torch.Generator())
         self.before = self.predict([], progress="unedited model")[0]
         self.error_rate = self.error_rate_of(self.before)
         self.num_images = len(self.labels)

@@ -74,7 +74,7 @@ def nearest_images(
     """
 
     def directions(dataset: Dataset) -> Tensor:
-        loader = DataLoader(dataset, batch_size=batch_size)
+        loader = DataLoader(dataset, batch_size, generator=torch.Generator())
         bar = tqdm(loader, desc=progress, disable=progress is None, unit="batch")
         return torch.cat([F.normalize(embed(batch["pixel_values"]).float(), dim=1).cpu() for batch in bar])
 

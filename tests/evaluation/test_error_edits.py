@@ -319,3 +319,10 @@ def test_groups_follow_the_memory(test_set):
     size = sum(parameter.nbytes for parameter in select_parameters(model, "chain2").values())
     evaluator = ErrorDrawdownEvaluator(model, test_set, layers="chain2", gigabytes=2 * 7.5 * size / 1e9)
     assert evaluator.group_size == 7
+
+
+def test_random_state_of_the_caller_is_kept(test_set, requests):
+    state = torch.get_rng_state()
+    evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set, layers="chain3")
+    evaluator.evaluate(requests, rmsprop(1e-3), max_steps=1, progress=None)
+    assert torch.equal(torch.get_rng_state(), state)
