@@ -25,7 +25,7 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.report import environment
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode, verified_edit
-from editable_hf.hub.patch_sequence import patch_of, patch_one_after_another
+from editable_hf.hub.patch_sequence import configured_edit, patch_of, patch_one_after_another
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
 from editable_hf.hub.translation_review import review_translations
 
@@ -65,17 +65,7 @@ def each_by_itself(model, tokenizer, requests, config: EditorConfig, max_rounds:
     outcomes, seconds = [], []
     for request in tqdm(requests, desc=f"edits, at most {max_rounds} rounds", unit="edit"):
         start = time.perf_counter()
-        outcomes.append(
-            verified_edit(
-                model,
-                tokenizer,
-                [request],
-                config.build_editor(),
-                config.layers,
-                max_steps=config.max_steps,
-                max_rounds=max_rounds,
-            )
-        )
+        outcomes.append(configured_edit(model, tokenizer, [request], config, max_rounds))
         seconds.append(time.perf_counter() - start)
     satisfied = [outcome.result.success for outcome in outcomes]
     verified = [outcome.all_verified for outcome in outcomes]

@@ -105,3 +105,13 @@ def translator_template(tokenizer, encoded_pairs):
 def trained_marian(translator_template):
     """A Marian in float64 that has half learnt to translate `sentence_pairs`, one's own copy, in eval mode."""
     return copy.deepcopy(translator_template).double()
+
+
+@pytest.fixture
+def translator_folder(trained_marian, tokenizer, tmp_path):
+    """`trained_marian` and its tokenizer as saved: in float32, decoding with three beams."""
+    folder = tmp_path / "model"
+    trained_marian.generation_config.update(num_beams=3, early_stopping=True, max_new_tokens=30)
+    trained_marian.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

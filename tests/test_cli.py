@@ -16,13 +16,10 @@ from editable_hf.cli import build_parser, main
 
 
 @pytest.fixture
-def model_folder(trained_marian, tokenizer, tmp_path):
-    folder = tmp_path / "model"
-    trained_marian.generation_config.update(num_beams=3, early_stopping=True, max_new_tokens=30)
-    trained_marian.float().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    EditorConfig(hyperparameters={"learning_rate": 3e-3, "beta": 0.5}, max_steps=60).save_pretrained(folder)
-    return str(folder)
+def model_folder(translator_folder):
+    config = EditorConfig(hyperparameters={"learning_rate": 3e-3, "beta": 0.5}, max_steps=60)
+    config.save_pretrained(translator_folder)
+    return str(translator_folder)
 
 
 @pytest.fixture

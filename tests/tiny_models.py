@@ -35,8 +35,9 @@ def marian_config(**options: Any) -> MarianConfig:
     return MarianConfig(**{**_SHAPE, **own, **options})
 
 
-def bart_config() -> BartConfig:
-    return BartConfig(**_SHAPE, encoder_layers=1)
+def bart_config(**options: Any) -> BartConfig:
+    """`options` replace what is set here."""
+    return BartConfig(**{**_SHAPE, "encoder_layers": 1, **options})
 
 
 def t5_config() -> T5Config:

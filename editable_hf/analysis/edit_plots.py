@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from editable_hf.analysis.edit_space import EditSpace
-from editable_hf.analysis.plots import COLOURS, import_pyplot
+from editable_hf.analysis.plots import COLOURS, import_pyplot, save_figure
 
 # Ten classes that differ in lightness or in the marker where a colour vision deficiency makes hues alike.
 _CLASS_COLOURS = (*COLOURS, "#000000", "#7F7F7F", "#8C510A", "#5E3C99")
@@ -97,7 +97,5 @@ def plot_explained_variance(curves: Mapping[str, Tensor], path: Path) -> None:
         axes.plot(range(1, len(values) + 1), 100 * values.numpy(), linewidth=2, label=name, **style)
     axes.set(xlabel="components of the truncated SVD", ylabel="explained variance (%)", ylim=(0, 100))
     axes.set_xlim(1, max(map(len, curves.values())))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, axes, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from editable_hf.analysis.plots import COLOURS, import_pyplot
+from editable_hf.analysis.plots import COLOURS, draw_drawdown_scale, import_pyplot, save_figure
 
 
 def plot_error_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
@@ -33,14 +33,9 @@ def plot_error_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, t
         axes.plot(ranks, points, color=COLOURS[number % len(COLOURS)], linestyle=line, linewidth=1.6, label=label)
     axes.set(xlabel="edits, least to most harmful (%)", ylabel="drawdown of the error rate (points)")
     axes.set(title=title, xlim=(0, 100))
-    # A few edits do most of the harm: linear up to one point, logarithmic above, so that both can be read.
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
-    axes.set_yticks([tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50) if tick <= max(1, axes.get_ylim()[1])])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(pyplot.NullLocator())
+    draw_drawdown_scale(axes)
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
-    _finish(pyplot, figure, axes, path)
+    save_figure(figure, axes, path)
 
 
 def plot_ranks(counts: Tensor, path: Path, title: str, num_bins: int = 50) -> None:
@@ -64,7 +59,7 @@ def plot_ranks(counts: Tensor, path: Path, title: str, num_bins: int = 50) -> No
     labelled = starts[:: max(1, len(starts) // 10)]
     axes.set_xticks([start + 0.45 * width for start in labelled], labelled)
     axes.set(xlabel="rank of the wanted class (0: predicted)", ylabel="examples (%)", title=title)
-    _finish(pyplot, figure, axes, path)
+    save_figure(figure, axes, path)
 
 
 def plot_sequences(error_rates: Mapping[str, Tensor], path: Path, title: str) -> None:
@@ -88,10 +83,4 @@ def plot_sequences(error_rates: Mapping[str, Tensor], path: Path, title: str) ->
     axes.set(xlabel="edits in a row", ylabel="test error (%)", title=title, xlim=(0, rates.shape[1] - 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
-    _finish(pyplot, figure, axes, path)
-
-
-def _finish(pyplot, figure, axes, path: Path) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, axes, path)

@@ -27,6 +27,26 @@ def import_pyplot():
     return pyplot
 
 
+def draw_drawdown_scale(axes) -> None:
+    """A few edits do most of the harm: linear up to one point, logarithmic above, so that both can be read."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
+    axes.set_yticks([tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50) if tick <= max(1, axes.get_ylim()[1])])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def save_figure(figure, axes, path: Path) -> None:
+    """Writes a figure with one pair of axes as PNG, without the frame's upper and right side, and closes it."""
+    from matplotlib import pyplot
+
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
     """Draws the BLEU drawdown of every edit, sorted, one line a model, with each model's mean.
 
@@ -39,8 +59,6 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
         ImportError: Without matplotlib, naming the extra.
     """
     pyplot = import_pyplot()
-    from matplotlib.ticker import FixedLocator
-
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (name, values), colour in zip(drawdowns.items(), COLOURS, strict=False):
         mean = sum(values) / len(values)
@@ -48,15 +66,9 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
         axes.plot(ranks, sorted(values), color=colour, linewidth=2, label=f"{name}, mean {mean:.2f}")
         axes.axhline(mean, color=colour, linewidth=1, linestyle=":")
     axes.set(xlabel="edits, least to most harmful (%)", ylabel="BLEU drawdown (points)", title=title, xlim=(0, 100))
-    # A few edits do most of the harm: linear up to one point, logarithmic above, so that both can be read.
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1, 2, 5, 10, 20, 50]))
-    axes.yaxis.set_major_formatter("{x:g}")
+    draw_drawdown_scale(axes)
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, axes, path)
 
 
 def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -89,10 +101,8 @@ def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     axes.set(ylabel="drawdown of the error rate (points)", title=title, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, axes, path)
 
 
 def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
@@ -117,7 +127,5 @@ def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], 
     axes.set(xlabel="test sentences, nearest to the edited one to farthest (%)", ylabel="translations changed (%)")
     axes.set_title(title)
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, axes, path)

@@ -21,6 +21,7 @@ from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.replay import intercepted
 from editable_hf.core.selection import part_modules
 from editable_hf.models import StemResNetConfig
+from editable_hf.models.image_classifier import check_rebuilt
 
 
 @strict
@@ -95,12 +96,7 @@ class CNPForImageClassification(PreTrainedModel):
         # A copy, because a configuration that is made sets the attention of those in it.
         config = CNPConfig(backbone=copy.deepcopy(model.config), layer=layer, shape=list(activations.shape[1:]))
         wrapped = cls(config)
-        if type(wrapped.backbone) is not type(model):
-            raise TypeError(
-                f"The model is a {type(model).__name__}, but AutoModelForImageClassification builds a "
-                f"{type(wrapped.backbone).__name__} for its configuration, so that the result could not be loaded "
-                "again. Register your class with `AutoModelForImageClassification.register`."
-            )
+        check_rebuilt(wrapped.backbone, model)
         wrapped._install(model)
         return wrapped.to(model.device, model.dtype).train(model.training)
 

@@ -22,7 +22,7 @@ from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.replay import intercepted
 from editable_hf.core.selection import part_modules
 from editable_hf.models import StemResNetConfig
-from editable_hf.models.image_classifier import ImageClassifier
+from editable_hf.models.image_classifier import ImageClassifier, check_rebuilt
 
 # Similarities that are held at a time: 64 MB in float32, whatever the size of the reference set and of a batch.
 _MAX_SIMILARITIES = 2**24
@@ -153,12 +153,7 @@ class DkNNForImageClassification(ImageClassifier):
     ) -> DkNNForImageClassification:
         with torch.device("meta"):  # without new values for the trained weights
             wrapped = cls(config)
-        if type(wrapped.search.backbone) is not type(backbone):
-            raise TypeError(
-                f"The model is a {type(backbone).__name__}, but AutoModelForImageClassification builds a "
-                f"{type(wrapped.search.backbone).__name__} for its configuration, so that the result could not be "
-                "loaded again. Register your class with `AutoModelForImageClassification.register`."
-            )
+        check_rebuilt(wrapped.search.backbone, backbone)
         wrapped.search.backbone, wrapped.search.references = backbone, references
         wrapped.labels = nn.Parameter(labels.to(references.device, torch.long), requires_grad=False)
         return wrapped.train(backbone.training)

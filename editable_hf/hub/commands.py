@@ -22,10 +22,10 @@ from editable_hf.core.editing import EditResult, edit
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.requests import make_edit_requests, read_edit_requests
-from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint, verified_edit
+from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
 from editable_hf.hub.image_review import review_images
 from editable_hf.hub.patch_record import applied_patches
-from editable_hf.hub.patch_sequence import patch_of
+from editable_hf.hub.patch_sequence import configured_edit, patch_of
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
 from editable_hf.hub.patches import Patch
 from editable_hf.hub.regression_set import read_regression_set
@@ -90,7 +90,7 @@ def edit_translations(
     num_alternatives: int,
     **options: Any,
 ) -> EditOutcome:
-    """One patch for all of `requests`, a JSONL file or pairs of source and target; see [`verified_edit`]."""
+    """One patch for all of `requests`, a JSONL file or pairs of source and target; see [`configured_edit`]."""
     model, tokenizer, config = loaded.model, loaded.processor, loaded.editor
     if isinstance(requests, str):
         rows = read_edit_requests(requests, model, tokenizer, num_alternatives=num_alternatives, progress=None)
@@ -99,15 +99,7 @@ def edit_translations(
         rows = make_edit_requests(
             model, tokenizer, sources, targets=targets, num_alternatives=num_alternatives, progress=None
         )
-    outcome = verified_edit(
-        model,
-        tokenizer,
-        list(rows),
-        config.build_editor(),
-        config.layers,
-        max_steps=config.max_steps,
-        max_rounds=max_rounds,
-    )
+    outcome = configured_edit(model, tokenizer, list(rows), config, max_rounds)
     patch = patch_of(model, outcome, config, **options)
     return EditOutcome(outcome.result, patch, outcome.all_verified, outcome.outputs, outcome.num_rounds)
 

@@ -52,6 +52,18 @@ def patch_of(model: PreTrainedModel, outcome: VerifiedEdit, config: EditorConfig
     )
 
 
+def configured_edit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Mapping[str, Any]],
+    config: EditorConfig,
+    max_rounds: int,
+) -> VerifiedEdit:
+    """[`verified_edit`] with the editor, the layers and the most steps that a configuration gives."""
+    editor, max_steps = config.build_editor(), config.max_steps
+    return verified_edit(model, tokenizer, requests, editor, config.layers, max_steps=max_steps, max_rounds=max_rounds)
+
+
 def patch_one_after_another(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -82,15 +94,7 @@ def patch_one_after_another(
     num_applied = 0
     try:
         for index, request in enumerate(tqdm(requests, desc=progress, disable=progress is None, unit="patch")):
-            outcome = verified_edit(
-                model,
-                tokenizer,
-                [request],
-                config.build_editor(),
-                config.layers,
-                max_steps=config.max_steps,
-                max_rounds=max_rounds,
-            )
+            outcome = configured_edit(model, tokenizer, [request], config, max_rounds)
             patch = patch_of(model, outcome, config, base_model=base_model, encoding=encoding)
             if patch is not None:
                 apply_patches(model, patch)

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
+from editable_hf.models.image_classifier import check_rebuilt
 from editable_hf.models.resnet import StemResNetConfig
 
 
@@ -102,12 +103,7 @@ class ExtraBlockForImageClassification(PreTrainedModel):
         config = ExtraBlockConfig(backbone=copy.deepcopy(model.config), hidden_size=hidden_size)
         with torch.device("meta"):  # for all that `post_init` sets up, without new values for the trained weights
             wrapped = cls(config)
-        if type(wrapped.backbone) is not type(model):
-            raise TypeError(
-                f"The model is a {type(model).__name__}, but AutoModelForImageClassification builds a "
-                f"{type(wrapped.backbone).__name__} for its configuration, so that the result could not be loaded "
-                "again. Register your class with `AutoModelForImageClassification.register`."
-            )
+        check_rebuilt(wrapped.backbone, model)
         wrapped._install(model)
         wrapped._initialize_block()
         return wrapped.train(model.training)

@@ -38,3 +38,16 @@ class ImageClassifier(PreTrainedModel, ABC):
         output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+
+def check_rebuilt(rebuilt: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Raises a `TypeError` unless the classifier built from a model's configuration is of the model's own class.
+
+    What is saved around another one could not be loaded again.
+    """
+    if type(rebuilt) is not type(model):
+        raise TypeError(
+            f"The model is a {type(model).__name__}, but AutoModelForImageClassification builds a "
+            f"{type(rebuilt).__name__} for its configuration, so that the result could not be loaded again. Register "
+            "your class with `AutoModelForImageClassification.register`."
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from image_splits import pixels_of, sizes, sorted_rows
 from PIL import Image
 
 import editable_hf.data.image_sources as image_sources
@@ -14,18 +15,6 @@ from editable_hf.data.images import load_image_data
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def sizes(data):
-    return {part: len(split) for part, split in data.splits.items()}
-
-
-def pixels_of(split):
-    return np.stack([np.asarray(image) for image in split["image"]])
-
-
-def sorted_rows(*splits):
-    return sorted(row["image"].tobytes() + bytes([row["label"]]) for split in splits for row in split)
 
 
 @pytest.fixture(scope="module")

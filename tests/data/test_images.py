@@ -1,28 +1,15 @@
 import shutil
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from image_folders import SAMPLE
+from image_splits import pixels_of, sizes, sorted_rows
 from PIL import Image
 
 import editable_hf.data.images as images
 from editable_hf.data.images import load_image_data, load_natural_adversarial
-
-SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet_sample_100"
-
-
-def sizes(data):
-    return {part: len(split) for part, split in data.splits.items()}
-
-
-def pixels_of(split):
-    return np.stack([np.asarray(image) for image in split["image"]])
-
-
-def sorted_rows(*splits):
-    return sorted(row["image"].tobytes() + bytes([row["label"]]) for split in splits for row in split)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from gradient_recorder import GradientRecorder
 from tiny_models import marian_config
-from transformers import MarianMTModel, TrainerCallback
+from transformers import MarianMTModel
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, edit, request_constraint, rmsprop
 from editable_hf.data.requests import draw_requests
@@ -82,16 +83,8 @@ def build_requests(model, seed):
     return Dataset.from_list(rows)
 
 
-class Recorder(TrainerCallback):
-    def __init__(self):
-        self.gradients = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-
-
 def run(name, folder):
-    model, recorder = build_model(), Recorder()
+    model, recorder = build_model(), GradientRecorder()
     options = {"gradient_accumulation_steps": 1, **SETUPS[name]}
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     options["gradient_accumulation_steps"] *= 2 // world_size
@@ -127,7 +120,7 @@ def run(name, folder):
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    content = {"gradients": recorder.gradients, "edit_steps": steps, "logs": logs, "state": state}
+    content = {"gradients": recorder.steps, "edit_steps": steps, "logs": logs, "state": state}
     torch.save(content, folder / f"{name}-{world_size}-{args.process_index}.pt")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 TOKEN, READ_TOKEN = "x", "reads-only"
@@ -42,6 +44,19 @@ class Hub(ThreadingHTTPServer):
         for connection in self.kept_alive - {but}:
             with suppress(OSError):  # the other end may be gone
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Of a process that shall know this hub alone, with its cache in `home`."""
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))},
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HOME": str(home),
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         """Files of the last commit."""

@@ -1,14 +1,13 @@
 import contextlib
 import copy
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub.hub_server import TOKEN, running_hub
+from hub.hub_server import running_hub
 
 from editable_hf.hub import Patch, apply_patches
 from editable_hf.hub.fingerprint import digest, fingerprint
@@ -20,18 +19,9 @@ CLIENT = Path(__file__).with_name("hub_client.py")
 
 
 def start_client(hub, what, folder, home):
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))},
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "NO_PROXY": "127.0.0.1",
-    }
     return subprocess.Popen(
         [sys.executable, str(CLIENT), what, str(folder)],
-        env=environment,
+        env=hub.environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -50,6 +40,11 @@ def client(hub, what, folder, home):
 
 def state(model):
     return fingerprint({name: digest(tensor) for name, tensor in model.state_dict().items()})
+
+
+def assert_starts(found, expected):
+    for name, start in expected.items():
+        assert found[name].startswith(start), (name, found[name])
 
 
 def local_files(folder):
@@ -93,8 +88,7 @@ def test_push_and_pull(folder, tiny_marian, tmp_path):
         "offline, unknown": "ConnectionError: Could not pull me/unknown: http",
         "offline, push": "ConnectionError: Could not push me/fix: http",
     }
-    for name, start in expected.items():
-        assert found[name].startswith(start), (name, found[name])
+    assert_starts(found, expected)
     assert local_files(folder) == before
 
 
@@ -118,8 +112,7 @@ def test_pushes_that_must_fail_say_why(folder, tmp_path):
         "no id": "ValueError: Expected",
         "storage refuses": "OSError: Could not push me/fix",
     }
-    for name, start in expected.items():
-        assert found[name].startswith(start), (name, found[name])
+    assert_starts(found, expected)
     assert "storage is full" in found["storage refuses"] and "Nothing was committed" in found["storage refuses"]
     assert local_files(folder) == before
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub.hub_server import TOKEN, running_hub
+from hub.hub_server import running_hub
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow  # every step is a process that imports torch and transformers
 
+CLIENT = str(Path(__file__).with_name("trainer_client.py"))
+
 
 def run(hub, home, *command):
     home.mkdir(exist_ok=True)
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))},
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(home),
-        "NO_PROXY": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=home, timeout=300
+        [sys.executable, *command], env=hub.environment(home), capture_output=True, text=True, cwd=home, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -39,15 +30,12 @@ def command(hub, home, *args):
     return run(hub, home, "-m", "editable_hf.cli", *args, "--json")
 
 
-def test_train_push_edit_push_pull_apply_revert(trained_marian, tokenizer, sentence_pairs, tmp_path):
-    trained_marian.generation_config.update(num_beams=3, early_stopping=True, max_new_tokens=30)
-    trained_marian.float().save_pretrained(tmp_path / "start")
-    tokenizer.save_pretrained(tmp_path / "start")
+def test_train_push_edit_push_pull_apply_revert(translator_folder, sentence_pairs, tmp_path):
     sources, targets = sentence_pairs
     pairs = zip(sources[:16], targets[:16], strict=True)
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
     with running_hub() as hub:
-        run(hub, tmp_path / "trainer", str(Path(__file__).with_name("trainer_client.py")), str(tmp_path))
+        run(hub, tmp_path / "trainer", CLIENT, str(translator_folder), str(tmp_path))
         files = hub.files("me/translator")
         assert {"model.safetensors", "config.json", "editor_config.json", "README.md"} <= set(files)
         card = ModelCard(files["README.md"].decode())

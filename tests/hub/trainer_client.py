@@ -1,4 +1,7 @@
-"""Runs in a process of its own, with the hub's address in its environment: trains a model and pushes it."""
+"""Runs in a process of its own, with the hub's address in its environment: `trainer_client.py MODEL FOLDER`.
+
+Trains the model a step further, on the pairs in the folder, and pushes it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from transformers import AutoTokenizer, MarianMTModel
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments
 
-folder = sys.argv[1]
-model = MarianMTModel.from_pretrained(f"{folder}/start", attn_implementation="eager")
-tokenizer = AutoTokenizer.from_pretrained(f"{folder}/start")
+start, folder = sys.argv[1:]
+model = MarianMTModel.from_pretrained(start, attn_implementation="eager")
+tokenizer = AutoTokenizer.from_pretrained(start)
 rows = Dataset.from_json(f"{folder}/pairs.jsonl")
 train = rows.map(lambda row: tokenizer(row["source"], text_target=row["target"]), remove_columns=rows.column_names)
 args = EditableSeq2SeqTrainingArguments(

@@ -21,6 +21,7 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 every_file = pytest.mark.parametrize("path", FILES, ids=str)
+DISTRIBUTIONS = packages_distributions()
 
 
 def imported_modules(tree):
@@ -74,12 +75,12 @@ def declared_requirements():
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "editable_hf"], ids=str)
 def test_what_is_imported_at_once_is_installed_at_once(path):
     """Imports within a function may come from an extra; those of a module must not."""
-    body, distributions = ast.parse((ROOT / path).read_text()).body, packages_distributions()
+    body = ast.parse((ROOT / path).read_text()).body
     at_once = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     for module in imported_modules(at_once):
         top = module.split(".")[0]
         if top and top != "editable_hf" and top not in sys.stdlib_module_names:
-            names = {name.lower().replace("_", "-") for name in distributions[top]}
+            names = {name.lower().replace("_", "-") for name in DISTRIBUTIONS[top]}
             assert names & declared_requirements(), f"{path} imports {module}, which setup.py does not require"
 
 

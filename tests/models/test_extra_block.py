@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from network_checks import random_images
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -54,7 +55,7 @@ def build():
 
 @pytest.fixture
 def images():
-    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return random_images(8)
 
 
 def block_of(model, name):

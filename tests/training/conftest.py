@@ -44,21 +44,21 @@ def transformers_log():
     return listen
 
 
+USUAL = {
+    "max_steps": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
 def training_arguments(folder, **overrides) -> EditableSeq2SeqTrainingArguments:
-    options = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "edit_learning_rate": 1e-2,
-        "edit_max_steps": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    return EditableSeq2SeqTrainingArguments(str(folder), **{**options, **overrides})
+    own = {"per_device_train_batch_size": 4, "edit_learning_rate": 1e-2, "edit_max_steps": 3}
+    return EditableSeq2SeqTrainingArguments(str(folder), **{**USUAL, **own, **overrides})
 
 
 @pytest.fixture
@@ -101,17 +101,10 @@ def make_trainer(tmp_path, tokenizer, encoded_pairs, requests_data):
 
 
 IMAGE_OPTIONS = {
-    "max_steps": 2,
+    **USUAL,
     "per_device_train_batch_size": 6,
-    "learning_rate": 1e-3,
     "max_grad_norm": 0.0,
     "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
 }
 EDITING = {"edit_learning_rate": 1e-4, "edit_max_steps": 3, "edit_coef": 0.5, "locality_coef": 1.0}
 

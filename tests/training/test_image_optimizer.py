@@ -8,19 +8,25 @@ import pytest
 import torch
 from tiny_images import image_requests, snapshot, tiny_extra, tiny_resnet
 
+RATES = {
+    "learning_rate": 1e-5,
+    "extra_learning_rate": 1e-3,
+    "editor_learning_rate": 0.25,
+    "learn_edit_learning_rate": True,
+}
 
-def test_learning_rates_and_weight_decay(make_image_trainer):
-    model = tiny_extra()
-    trainer = make_image_trainer(
-        model,
-        edit_dataset=image_requests(),
-        edit_layers=["extra"],
-        weight_decay=0.1,
-        learning_rate=1e-5,
-        extra_learning_rate=1e-3,
-        editor_learning_rate=0.25,
-        learn_edit_learning_rate=True,
+
+@pytest.fixture
+def trainer_of_extra(make_image_trainer):
+    """Builds a trainer whose edits move the extra block."""
+    return lambda model, **options: make_image_trainer(
+        model, edit_dataset=image_requests(), edit_layers=["extra"], **options
     )
+
+
+def test_learning_rates_and_weight_decay(trainer_of_extra):
+    model = tiny_extra()
+    trainer = trainer_of_extra(model, weight_decay=0.1, **RATES)
     optimizer = trainer.create_optimizer()
     assert trainer.create_optimizer() is optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -40,20 +46,11 @@ def test_learning_rates_and_weight_decay(make_image_trainer):
     assert rates[f"{block}.dense.weight"] == (1e-3, 0.1) and rates[f"{block}.dense.bias"] == (1e-3, 0.0)
 
 
-def test_weights_move_at_their_rates(make_image_trainer):
+def test_weights_move_at_their_rates(trainer_of_extra):
     # Adam's first step is the learning rate, whatever the gradient.
     model = tiny_extra()
     before = snapshot(model)
-    trainer = make_image_trainer(
-        model,
-        edit_dataset=image_requests(),
-        edit_layers=["extra"],
-        max_steps=1,
-        learning_rate=1e-5,
-        extra_learning_rate=1e-3,
-        editor_learning_rate=0.25,
-        learn_edit_learning_rate=True,
-    )
+    trainer = trainer_of_extra(model, max_steps=1, **RATES)
     trainer.train()
     assert trainer.state.log_history[0]["edit_num_steps"] > 1
     moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters() if name in before}
@@ -63,21 +60,16 @@ def test_weights_move_at_their_rates(make_image_trainer):
     assert abs(model.editor.learning_rate.item() - math.log(1e-4)) == pytest.approx(0.25, rel=1e-2)
 
 
-def test_without_its_own_rate_the_block_has_the_common_one(make_image_trainer):
-    trainer = make_image_trainer(tiny_extra(), edit_dataset=image_requests(), edit_layers=["extra"])
+def test_without_its_own_rate_the_block_has_the_common_one(trainer_of_extra):
+    trainer = trainer_of_extra(tiny_extra())
     assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {1e-3}
 
 
-def test_ready_made_optimizer_gets_the_groups(make_image_trainer):
+def test_ready_made_optimizer_gets_the_groups(trainer_of_extra):
     model = tiny_extra()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, weight_decay=0.2)
-    trainer = make_image_trainer(
-        model,
-        edit_dataset=image_requests(),
-        edit_layers=["extra"],
-        extra_learning_rate=1e-2,
-        weight_decay=0.1,
-        parts={"optimizers": (optimizer, None)},
+    trainer = trainer_of_extra(
+        model, extra_learning_rate=1e-2, weight_decay=0.1, parts={"optimizers": (optimizer, None)}
     )
     assert trainer.create_optimizer() is optimizer
     sizes = [(len(group["params"]), group["lr"], group["weight_decay"]) for group in optimizer.param_groups]

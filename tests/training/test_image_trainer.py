@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradient_recorder import GradientRecorder
 from tiny_images import (
     Augmented,
     changed_names,
@@ -13,20 +14,10 @@ from tiny_images import (
     tiny_vit,
 )
 from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from editable_hf.core import FunctionalModel
 from editable_hf.data.image_requests import ImageEditRequests, RankDistribution
-
-
-class Recorder(TrainerCallback):
-    """Copies every gradient just before each optimiser step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 def by_rank():
@@ -72,7 +63,7 @@ def test_accumulated_gradient_is_the_big_batchs(make_image_trainer, editable):
     target = int(tiny_vit().eval()(image.unsqueeze(0)).logits.argmin())
     gradients, losses = [], []
     for micro, steps in ((8, 1), (2, 4)):
-        recorder = Recorder()
+        recorder = GradientRecorder()
         trainer = make_image_trainer(
             tiny_vit(),
             train_dataset=image_rows(8),
@@ -145,7 +136,7 @@ def test_distillation_baseline_is_both_coefficients_zero(make_image_trainer, bui
         {"edit_dataset": None},
         {"edit_dataset": image_requests(), "edit_coef": 0.0, "locality_coef": 0.0},
     ):
-        model, recorder = build(), Recorder()
+        model, recorder = build(), GradientRecorder()
         trainer = make_image_trainer(
             model,
             max_steps=3,

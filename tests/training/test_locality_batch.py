@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tiny_models import bart_config
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import BartForConditionalGeneration
 from transformers.utils import logging
 
 from editable_hf.core.losses import token_locality_loss
@@ -37,23 +38,8 @@ def layer_names(model, layer):
 @pytest.fixture
 def bart():
     """Four decoder layers, each dropped half of the time, and no dropout."""
-    config = BartConfig(
-        vocab_size=40,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=4,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_position_embeddings=16,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        decoder_layerdrop=0.5,
-        init_std=0.3,
-        attn_implementation="eager",
-    )
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "decoder_layerdrop": 0.5}
+    config = bart_config(decoder_layers=4, **dropout)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return BartForConditionalGeneration(config).double().train()

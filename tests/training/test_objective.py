@@ -5,7 +5,8 @@ import copy
 import pytest
 import reference
 import torch
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from gradient_recorder import GradientRecorder
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from editable_hf.data.requests import request_constraint
 
@@ -18,16 +19,6 @@ def relative_error(actual, expected):
         for name, grad in expected.items()
         if grad is not None and grad.norm() > 1e-10
     )
-
-
-class Recorder(TrainerCallback):
-    """Copies every gradient just before each optimiser step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 @pytest.fixture
@@ -48,7 +39,7 @@ def test_accumulated_gradient_is_the_big_batchs(
     # With 4 rows the epoch ends after 2 of the 4 micro-batches.
     gradients, losses = [], []
     for micro, steps in ((num_rows, 1), (8 // accumulation, accumulation)):
-        recorder = Recorder()
+        recorder = GradientRecorder()
         trainer = make_trainer(
             copy.deepcopy(trained_marian),
             train_dataset=rows,
@@ -148,7 +139,7 @@ def test_request_that_holds_adds_exactly_nothing(make_trainer, trained_marian, r
     held = type(requests_data).from_list([satisfied(requests_data[1], trained_marian)])
     recorders, logs = [], []
     for edit_dataset in (held, None):
-        recorders.append(Recorder())
+        recorders.append(GradientRecorder())
         trainer = make_trainer(
             copy.deepcopy(trained_marian),
             train_dataset=uneven_rows,

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from gradient_recorder import GradientRecorder
 from torch import nn
-from transformers import TrainerCallback, logging
+from transformers import logging
 
 from editable_hf.training import locality
 
@@ -13,22 +14,12 @@ PLAIN = {"replay": False, "reuse_base_forward": False}
 NUM_STEPS = 20
 
 
-class Recorder(TrainerCallback):
-    """Copies every gradient just before each optimiser step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-
-
 @pytest.fixture
 def run(make_trainer, encoded_pairs):
     """Trains a copy of the model; losses and gradients of every step."""
 
     def train(model, **options):
-        recorder = Recorder()
+        recorder = GradientRecorder()
         defaults = {
             "max_steps": NUM_STEPS,
             "per_device_train_batch_size": 3,
