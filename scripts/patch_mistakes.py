@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from editable_hf import EditorConfig, edited, make_edit_requests
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.report import environment
 from editable_hf.evaluation.translator import Translator
-from editable_hf.evaluation.verified_edit import decode, verified_edit
+from editable_hf.evaluation.verified_edit import decode
 from editable_hf.hub.patch_sequence import configured_edit, patch_of, patch_one_after_another
 from editable_hf.hub.patch_stack import apply_patches, revert_patches
 from editable_hf.hub.translation_review import review_translations
@@ -105,12 +106,12 @@ def main(args: argparse.Namespace) -> None:
     results["once"] = each_by_itself(model, tokenizer, requests, config, 1)
     results["verified"] = each_by_itself(model, tokenizer, requests, config, args.max_rounds)
     start = time.perf_counter()
-    options = {"max_steps": args.joint_steps, "max_rounds": args.max_rounds}
-    joint = verified_edit(model, tokenizer, requests, config.build_editor(), config.layers, **options)
+    more_steps = replace(config, max_steps=args.joint_steps)
+    joint = configured_edit(model, tokenizer, requests, more_steps, args.max_rounds)
     seconds = time.perf_counter() - start
     results["together"] = {"num_steps": joint.result.num_steps, "success": joint.result.success, "seconds": seconds}
     results["together"] |= reviewed(model, tokenizer, joint.result.params, test, requests, "all by one patch")
-    patch = patch_of(model, joint, config)
+    patch = patch_of(model, joint, more_steps)
     results["together"]["bytes"] = None if patch is None else len(patch.payload)
     steps = patch_one_after_another(model, tokenizer, requests, config, max_rounds=args.max_rounds)
     patches = [step.patch for step in steps if step.patch is not None]
