@@ -1,4 +1,7 @@
-"""Editable+CNP: edits that add a condition vector to intermediate activations (section 4.1, Table 3)."""
+"""Editable+CNP: edits that add a condition vector to intermediate activations (section 4.1, Table 3).
+
+Importing this module lets `AutoConfig` and `AutoModelForImageClassification` know the model.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,11 @@ class CNPForImageClassification(PreTrainedModel):
         self.backbone = backbone
         self.config.backbone = backbone.config
 
+    def initialize_weights(self) -> None:
+        """Gives values to the weights that have none yet, and freezes the condition: what is loaded requires grad."""
+        super().initialize_weights()
+        _chain(self.backbone, self.config.layer).condition.requires_grad_(False)
+
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ModelOutput:
         """What the classifier returns with the condition as it stands.
 
@@ -124,13 +132,14 @@ class CNPForImageClassification(PreTrainedModel):
         return self.backbone(pixel_values=pixel_values, labels=labels, **kwargs)
 
     def condition_for(self, inputs: Mapping[str, Tensor], target: int) -> Tensor:
-        """The condition that should give the inputs the target class, `(channels, height, width)`.
+        """The condition that should give the inputs the target class, `(channels, height, width)`; in eval mode.
 
         Args:
             inputs: Keyword inputs of one example, or of a batch, over which the conditions are averaged.
             target: The wanted class.
         """
-        activations = _activations(self.backbone, _chain(self.backbone, self.config.layer), inputs)
+        with eval_mode(self.backbone):
+            activations = _activations(self.backbone, _chain(self.backbone, self.config.layer), inputs)
         targets = torch.full((len(activations),), target, device=activations.device)
         return self.editor(activations, targets).mean(0)
 
@@ -150,6 +159,7 @@ class ConditionEncoder(nn.Module):
 
     name = "cnp"
     layers = ("condition",)
+    max_steps = 1
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()

@@ -39,7 +39,8 @@ class EditableArguments:
         default=True, metadata={"help": "Train the editor's other values, such as RMSProp's beta, with the model."}
     )
     editor_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Outer learning rate of the editor's trained values; no weight decay."}
+        default=1e-3,
+        metadata={"help": "Outer learning rate of the editor's trained values (Editable+CNP: its encoder); no decay."},
     )
     # The objective, Eq. 2
     edit_coef: float = field(
@@ -143,7 +144,7 @@ class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
         default_factory=lambda: ["chain3"],
         metadata={
             "help": "Layers an edit may move: stem, chain1 to chain4, head, extra (section 4.3), all, module or "
-            "parameter names, suffixes of them, or patterns with '*'."
+            "parameter names, suffixes of them, or patterns with '*'; condition for Editable+CNP (section 4.1)."
         },
     )
     edit_coef: float = field(

@@ -55,6 +55,7 @@ def _check_own_editor(model: PreTrainedModel, args: EditableArguments) -> None:
         raise ValueError(
             f"A {kind} is edited by its own editor: expected `edit_layers` {layers}, got {args.edit_layers}."
         )
+    # Not `edit_max_steps`, an upper bound: these editors take fewer.
     names = ("editor", "edit_learning_rate", "learn_edit_learning_rate", "learn_edit_decays")
     given = [name for name in names if getattr(args, name) != args.__dataclass_fields__[name].default]
     if given:

@@ -40,10 +40,13 @@ class EditorConfig:
 
     @classmethod
     def of(cls, editor: LearnableEditor, layers: list[str], max_steps: int) -> EditorConfig:
-        """The configuration of `editor` as it stands; what a model's own editor learns is saved with it."""
-        learnt = {}
-        if isinstance(editor, LearnableEditor):
-            learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
+        """The configuration of `editor` as it stands.
+
+        One that is a model's own (Editable+CNP) says itself how many steps it takes, and is saved with the weights.
+        """
+        if not isinstance(editor, LearnableEditor):
+            return cls(editor.name, editor.values(), layers, editor.max_steps)
+        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
         return cls(editor.name, editor.values(), layers, max_steps, learnt=learnt)
 
     def build_editor(self, **overrides: float) -> Editor:

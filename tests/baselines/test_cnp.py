@@ -117,6 +117,13 @@ def test_several_images_have_the_mean_of_their_conditions():
     assert torch.allclose(model.condition_for(inputs, 1), torch.stack(each).mean(0), atol=1e-9)
 
 
+def test_condition_is_computed_in_eval_mode_and_changes_nothing():
+    model, inputs = cnp(), {"pixel_values": images(3)}
+    expected, before = model.condition_for(inputs, 1), snapshot(model)
+    assert torch.equal(model.train().condition_for(inputs, 1), expected)
+    assert all(module.training for module in model.modules()) and changed_names(model, before) == []
+
+
 def test_edits_in_a_row_add_up_and_are_taken_back():
     model = cnp()
     stack, before, conditions = EditStack(model), snapshot(model), []
@@ -147,6 +154,8 @@ def test_save_and_load(build, tmp_path):
     inputs = {"pixel_values": images()[:1]}
     assert torch.equal(loaded.condition_for(inputs, 2), model.condition_for(inputs, 2))
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    frozen = [{n for n, value in each.named_parameters() if not value.requires_grad} for each in (model, loaded)]
+    assert frozen[0] == frozen[1] and [name.rpartition(".")[2] for name in frozen[1]] == ["condition"]
 
 
 def test_copy_adds_its_own_condition():

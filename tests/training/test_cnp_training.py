@@ -55,17 +55,24 @@ def test_gradient_of_the_objective_is_that_of_finite_differences(make_trainer, b
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
 
+    # Eq. 4 takes no gradient through its reference, so the difference quotient must not move it either.
+    locality_loss, references = trainer.locality_loss, []
+
+    def against_the_first(reference, edited, labels):
+        references.append(reference)
+        return locality_loss(references[0], edited, labels)
+
+    trainer.locality_loss = against_the_first
+
     def objective():
         return trainer.compute_loss(model.train(), batch)
 
-    # The reference of the locality term is detached, and depends on the backbone alone.
-    parts = {"editor.": 0.5, **dict.fromkeys(["backbone.conv1", "backbone.layer2", "backbone.layer3"], 0.0)}
     objective()
     assert trainer._terms.count and trainer._terms.means(trainer.accelerator)["edit_num_steps"] > 0
     moving = {name: value for name, value in model.named_parameters() if value.requires_grad}
     assert set(dict(model.named_parameters())) - set(moving) == {"backbone.layer2.condition"}
     generator = torch.Generator().manual_seed(1)
-    for part, trainer.args.locality_coef in parts.items():
+    for part in ("editor.", "backbone.conv1", "backbone.layer2", "backbone.layer3"):
         model.zero_grad()
         objective().backward()
         own = {name: value for name, value in moving.items() if name.startswith(part)}
@@ -120,8 +127,33 @@ def test_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in whole.state_dict().items())
     config = EditorConfig.from_pretrained(tmp_path / "final")
     assert (config.editor, config.layers, config.hyperparameters, config.learnt) == ("cnp", ["condition"], {}, {})
+    assert config.max_steps == 1, "whatever `edit_max_steps` allows"
     with pytest.raises(ValueError, match=r"'cnp' is no gradient editor .* take `model.editor.build\(\)`"):
         config.build_editor()
+
+
+def test_loaded_model_is_trained_like_the_one_that_was_saved(make_trainer, tmp_path):
+    saved = cnp(trained=True)
+    saved.save_pretrained(tmp_path / "model")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    for model in (saved, loaded):
+        make_trainer(model, image_requests(3), max_steps=3, learning_rate=1e-2).train()
+        assert not model.get_parameter("backbone.layer2.condition").any()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in saved.state_dict().items())
+
+
+def test_encoder_has_a_gradient_where_no_edit_takes_a_step(make_trainer):
+    model, rows = cnp(trained=True), image_rows(4)
+    pixels = torch.stack([row["pixel_values"] for row in rows])
+    classes = model.eval()(pixels).logits.argmax(-1).tolist()
+    requests = [{"pixel_values": pixel, "target": target} for pixel, target in zip(pixels, classes, strict=True)]
+    trainer = make_trainer(model, requests, edits_per_step=2, freeze_batch_norm=True)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.compute_loss(model.train(), {"pixel_values": pixels, "labels": torch.tensor(classes)}).backward()
+    assert trainer._terms.means(trainer.accelerator)["edit_num_steps"] == 0
+    # Zeros, not None: DDP waits for all of them.
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+    assert not any(value.grad.any() for value in model.editor.parameters())
 
 
 @pytest.mark.parametrize(
