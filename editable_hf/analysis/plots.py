@@ -100,6 +100,7 @@ def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set(ylabel="drawdown of the error rate (points)", title=title, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")  # the default writes powers of ten beside the numbers
     axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
     figure.legend(frameon=False, loc="outside right upper")
     save_figure(figure, axes, path)
