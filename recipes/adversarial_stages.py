@@ -147,7 +147,7 @@ def measure_sequences(
     options, found = config.adversarial, {}
     inputs = {"length": options.sequence_length, "runs": options.sequence_runs, "seed": config.seed}
     inputs["max_steps"] = config.evaluation.max_steps
-    for name in options.sequence_rows:
+    for name in filter(rows.table.get, options.sequence_rows):  # with --rows not all may be there
         row, network = rows.table[name], rows.networks[name]
         build = partial(_measure_sequences, config, images, edits, row, network)
         own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
@@ -201,7 +201,7 @@ def measure_generalization(
         [start, examples.stage],
         partial(_find_neighbours, config, images, examples, start),
     )
-    for name in options.generalization_rows:
+    for name in filter(rows.table.get, options.generalization_rows):
         row, network = rows.table[name], rows.networks[name]
         inputs = {"num_augmentations": options.num_augmentations, "seed": config.seed, "name": name}
         inputs |= {"editor": [row["editor"], row["hyperparameters"], row["layers"]]}

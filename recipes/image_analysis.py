@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from image_measure import chosen_editor, load_network
 from image_parts import ImageSets
 from image_recipe import ImageRecipeConfig, folder_name
 from image_stages import Rows
+from torch import Tensor
 
 from editable_hf.analysis.drawdown_by_class import drawdown_by_class, own_class_ratio
 from editable_hf.analysis.edit_plots import plot_drawdown_by_class, plot_edit_space, plot_explained_variance
@@ -33,25 +33,30 @@ COLUMNS = {
 
 
 def make_figure_2(config: ImageRecipeConfig, stages: Stages, images: ImageSets, rows: Rows) -> None:
-    """Describes edits of the rows that the file names, with the editor that each was measured with, and draws them."""
-    spaces, matrices = {}, {}
-    for name in config.figure_2.rows:
-        if name not in rows.table:
-            continue  # with --rows: not one of those that are there
+    """Describes edits of the rows that the file names, with the editor that each was measured with, and draws them.
+
+    With `--rows` only of those; the figure is drawn once all of its rows are described.
+    """
+    asked, folders = config.rows or list(config.models), {}
+    for name in filter(rows.table.get, config.figure_2.rows):
         options, row = config.models[name], rows.table[name]
         inputs = {"num_edits": config.figure_2.num_edits, "max_steps": config.evaluation.max_steps}
         inputs |= {"layers": options.layers, "hyperparameters": row["hyperparameters"], "editor": row["editor"]}
         build = partial(_describe, config, images, rows, name)
-        stage = stages.run(f"figure_2-{folder_name(name)}", inputs, [rows.networks[name]], build)
-        if stages.state.is_main_process:
-            spaces[name], matrices[name] = _describe(config, images, rows, name, stage.folder)
-    if spaces and stages.state.is_main_process:
-        _report(spaces, matrices, list(images.class_ids), config, stages.output_dir)
+        stage = rows.stage(name in asked, f"figure_2-{folder_name(name)}", inputs, [rows.networks[name]], build)
+        if stage is not None:
+            folders[name] = stage.folder
+    missing = [name for name in config.figure_2.rows if name not in folders]
+    if missing:
+        stages.state.print(f"Figure 2 waits for these rows: {', '.join(missing)}")
+    elif folders and stages.state.is_main_process:
+        described = {name: _describe(config, images, rows, name, folder) for name, folder in folders.items()}
+        _report(described, list(images.class_ids), config, stages.output_dir)
 
 
 def _describe(
     config: ImageRecipeConfig, images: ImageSets, rows: Rows, name: str, folder: Path
-) -> tuple[EditSpace, torch.Tensor]:
+) -> tuple[EditSpace, Tensor]:
     options = config.models[name]
     evaluator = ErrorDrawdownEvaluator(
         load_network(rows.networks[name], images),
@@ -69,12 +74,13 @@ def _describe(
 
 
 def _report(
-    spaces: Mapping[str, EditSpace],
-    matrices: Mapping[str, torch.Tensor],
+    described: Mapping[str, tuple[EditSpace, Tensor]],
     classes: list[str],
     config: ImageRecipeConfig,
     folder: Path,
 ) -> None:
+    spaces = {name: space for name, (space, _) in described.items()}
+    matrices = {name: matrix for name, (_, matrix) in described.items()}
     few = min(len(space.labels) for space in spaces.values())
     options = {"perplexity": min(30.0, max(1.0, few / 4)), "seed": config.seed}
     points = {name: embed_edits(space.divergences, **options) for name, space in spaces.items()}
@@ -118,7 +124,7 @@ def _report(
     print(f"\nPictures and their data: {folder}/{{{','.join(tables)}}}.{{png,parquet}}")
 
 
-def _components(curve: torch.Tensor, share: float) -> int | str:
+def _components(curve: Tensor, share: float) -> int | str:
     """How many components explain that share of the variance."""
     count = int((curve < share).sum()) + 1
     return count if count <= len(curve) else f"> {len(curve)}"

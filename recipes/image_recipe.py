@@ -12,6 +12,7 @@ from image_parts import ImageDataOptions, ImageModelOptions
 from recipe_sections import RecipeFile
 
 from editable_hf import EditableImageTrainingArguments
+from editable_hf.baselines.ewc import LABELS
 from editable_hf.core.editors import EDITORS
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
@@ -82,6 +83,15 @@ class RowOptions:
         methods = (GRADIENT, EWC, DKNN, CNP, RANK_ONE)
         if self.method not in methods:
             raise ValueError(f"`method` must be one of {', '.join(methods)}, got {self.method!r}.")
+        own = {EWC: {"fisher_labels", "num_fisher_images"}, DKNN: {"neighbors"}, RANK_ONE: {"num_fisher_images"}}
+        fields = self.__dataclass_fields__
+        for name in {"fisher_labels", "num_fisher_images", "neighbors"} - own.get(self.method, set()):
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"`{name}` has no effect with `method: {self.method}`; remove it.")
+        if self.fisher_labels not in LABELS:
+            raise ValueError(f"`fisher_labels` must be one of {', '.join(LABELS)}, got {self.fisher_labels!r}.")
+        if self.num_trials < 0 or self.neighbors < 1 or self.num_fisher_images < 1:
+            raise ValueError("`num_trials` must be 0 or more, `neighbors` and `num_fisher_images` at least 1.")
         if self.method == EWC and not self.num_trials:
             raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
         if self.method in methods[2:] and (self.num_trials or set(self.training) & GRADIENT_EDITOR_FIELDS):
@@ -264,9 +274,11 @@ def _check_references(
         _check_names(config, key, getattr(adversarial, key), models)
     _check_names(config, "--rows", rows, models)
     _check_names(config, "figure_2", figure_2.rows, models)
-    others = [name for name in figure_2.rows if models[name].method != GRADIENT]
-    if others:
-        raise ValueError(f"{config}, figure_2: expected rows with `method: gradient`, but got {others}.")
+    edited = {"figure_2": figure_2.rows, "sequence_rows": adversarial.sequence_rows}
+    for key, names in {**edited, "generalization_rows": adversarial.generalization_rows}.items():
+        others = [name for name in names if models[name].method != GRADIENT]
+        if others:
+            raise ValueError(f"{config}, {key}: expected rows with `method: gradient`, but got {others}.")
 
 
 def _rows(file: RecipeFile, adversarial: bool, smoke: bool) -> dict[str, RowOptions]:

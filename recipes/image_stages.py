@@ -116,15 +116,17 @@ class Rows:
         asked = set(self.config.rows or models)
         trained = asked | {models[name].network for name in asked}
         for name, options in models.items():
-            network = self._network(name, options, name in trained)
-            cell = None if network is None else self._measured(name, options, network, name in asked)
+            network, cell = self._network(name, options, name in trained), None
+            if network is not None:
+                self.networks[name] = network
+                cell = self._measured(name, options, network, name in asked)
             if cell is not None:
                 self.table[name] = json.loads((cell.folder / "row.json").read_text(encoding="utf-8"))
                 records = read_records(cell.folder / "edits.jsonl")
                 drawdowns[name] = [abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records]
                 self._compare(name, options.compare_to, drawdowns)
-            if name in asked and self.stages.state.is_main_process:
-                self._write(drawdowns)
+                if self.stages.state.is_main_process:
+                    self._write(drawdowns)
         return list(self.table.values())
 
     def _compare(self, name: str, other: str | None, drawdowns: Mapping[str, list[float]]) -> None:
@@ -143,7 +145,6 @@ class Rows:
         if options.network is not None:
             return self.networks.get(options.network)
         if not options.train and not options.extra:
-            self.networks[name] = self.start
             return self.start
         training = {**self.config.training, **options.training, "edit_layers": options.layers}
         if options.method == CNP:
@@ -156,10 +157,7 @@ class Rows:
         requests = self.requests.get(options.requests)
         after = [self.start, *([requests.stage] if requests is not None and requests.stage is not None else [])]
         build = partial(_make_network, self.config, self.images, self.start, options, training, requests)
-        stage = self._stage(wanted, f"network-{folder_name(name)}", inputs, after, build, every_process=True)
-        if stage is not None:
-            self.networks[name] = stage
-        return stage
+        return self.stage(wanted, f"network-{folder_name(name)}", inputs, after, build, every_process=True)
 
     def _measured(self, name: str, options: RowOptions, network: Stage, wanted: bool) -> Stage | None:
         editor = row_editor(self.config, options, network)
@@ -167,10 +165,10 @@ class Rows:
         inputs = {**asdict(self.config.evaluation), "num_workers": None, "name": name, **own}
         inputs |= {"editor": editor.editor, "hyperparameters": editor.hyperparameters}
         build = partial(measure_row, self.config, self.images, network, self.edits, name)
-        return self._stage(wanted, f"edits-{folder_name(name)}", inputs, [network, self.edits.stage], build)
+        return self.stage(wanted, f"edits-{folder_name(name)}", inputs, [network, self.edits.stage], build)
 
-    def _stage(self, wanted: bool, *args: Any, **options: Any) -> Stage | None:
-        """The stage; if it is not wanted only where it is there."""
+    def stage(self, wanted: bool, *args: Any, **options: Any) -> Stage | None:
+        """The stage that [`Stages.run`] makes of the arguments; if it is not wanted only where it is there."""
         if wanted:
             return self.stages.run(*args, **options)
         stage, there = self.stages.look(*args[:3])

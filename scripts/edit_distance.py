@@ -65,6 +65,8 @@ def measure(run: Path, num_bins: int) -> list[dict[str, Any]]:
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if len({Path(run).name for run in args.runs}) < len(args.runs):
+        raise SystemExit(f"The runs are told apart by the names of their folders, but got {', '.join(args.runs)}.")
     curves = {run.name: measure(run, args.num_bins) for run in map(Path, args.runs)}
     rows = [row for curve in curves.values() for row in curve]
     Dataset.from_list(rows).to_parquet(folder / "distance.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import AnyEditor, edit
 from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+
+logger = logging.getLogger(__name__)
 
 
 class EditSpace(NamedTuple):
@@ -47,7 +50,8 @@ def describe_edits(
 ) -> EditSpace:
     """Applies each request by itself and compares all predictions with the unedited model's.
 
-    Edits that hold from the start are left out: they do nothing.
+    Edits that hold from the start are left out: they do nothing. So are those that diverge to logits that are not
+    finite, with a warning that counts them.
 
     Args:
         evaluator: Holds the model and the test set.
@@ -81,7 +85,11 @@ def describe_edits(
         raise ValueError(
             f"None of the {len(requests)} edits took a step: the model gives every image its target already."
         )
-    return EditSpace(**{key: torch.cat([part[key] for part in parts]) for key in EditSpace._fields})
+    whole = {key: torch.cat([part[key] for part in parts]) for key in EditSpace._fields}
+    finite = whole["divergences"].isfinite().all(1)
+    if not finite.all():
+        logger.warning("%d of %d edits diverged: their logits are not finite.", (~finite).sum(), len(finite))
+    return EditSpace(**{key: values[finite] for key, values in whole.items()})
 
 
 def _describe(

@@ -62,8 +62,9 @@ def changed_by_distance(similarities: Tensor, changed: Tensor, num_bins: int = 1
     Raises:
         ValueError: For fewer sentences than parts.
     """
-    if similarities.shape[1] <= num_bins:
-        raise ValueError(f"{similarities.shape[1]} sentences cannot be divided into {num_bins} parts; ask for fewer.")
+    fewest = int((~similarities.isnan()).sum(1).min())
+    if fewest < num_bins:
+        raise ValueError(f"{fewest} sentences cannot be divided into {num_bins} parts; ask for fewer.")
     shares: list[list[float]] = [[] for _ in range(num_bins)]
     means: list[list[float]] = [[] for _ in range(num_bins)]
     for row, touched in zip(similarities, changed.double(), strict=True):

@@ -114,7 +114,9 @@ def diagonal_fisher(
     sample = Subset(dataset, torch.randperm(len(dataset), generator=generator)[:count].tolist())
     loader = DataLoader(sample, batch_size, generator=torch.Generator())  # its own, else it draws from the global one
     params = {name: param.detach() for name, param in select_parameters(model, layers).items()}
-    fisher = {name: torch.zeros_like(param) for name, param in params.items()}
+    # In half precision a sum of thousands of batches would lose the small addends.
+    kinds = {name: torch.promote_types(param.dtype, torch.float32) for name, param in params.items()}
+    fisher = {name: torch.zeros_like(param, dtype=kinds[name]) for name, param in params.items()}
     with eval_mode(model), torch.no_grad(), tqdm(total=count, desc=progress, disable=progress is None) as bar:
         for batch in loader:
             images, classes = batch["pixel_values"].to(model.device, model.dtype), batch["labels"]
@@ -122,9 +124,9 @@ def diagonal_fisher(
                 predicted = model(pixel_values=images).logits.softmax(-1).cpu()
                 classes = torch.multinomial(predicted, 1, generator=generator).squeeze(1)
             for name, grads in _example_gradients(model, params, images, classes.to(model.device)).items():
-                fisher[name] += grads.square().sum(0) / count
+                fisher[name] += grads.to(kinds[name]).square().sum(0) / count
             bar.update(len(images))
-    return fisher
+    return {name: value.to(params[name].dtype) for name, value in fisher.items()}
 
 
 def _example_gradients(model: nn.Module, params: Params, images: Tensor, classes: Tensor) -> Params:

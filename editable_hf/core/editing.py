@@ -66,6 +66,7 @@ def edit(
 
     Raises:
         ReplayError: If the model cannot be replayed, because it runs other modules at each call.
+        TypeError: If `editor` is no editor.
         ValueError: If `layers` selects nothing or `max_steps` is negative.
 
     Example:
@@ -75,6 +76,11 @@ def edit(
     """
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be 0 or more, got {max_steps}.")
+    if not callable(editor) and not isinstance(editor, Editor) or isinstance(editor, nn.Module):
+        raise TypeError(
+            f"`editor` must be an `Editor`, such as `rmsprop(1e-3)` or what `build()` of a LearnableEditor or of a "
+            f"model's own editor returns, got a {type(editor).__name__}."
+        )
     params = select_parameters(model, layers)
     functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph

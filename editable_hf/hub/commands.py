@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, edit
 from editable_hf.data.image_sources import list_image_folder

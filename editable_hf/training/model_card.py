@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from editable_hf.core.editors import EDITORS
 from editable_hf.training.editor_config import EditorConfig
 
 TAG = "editable"
@@ -37,12 +38,27 @@ def complete_model_card(folder: str | Path, config: EditorConfig, recipe: Mappin
     card = _load(folder)
     card.data.tags = [*dict.fromkeys([*(card.data.tags or []), TAG])]
     if _HEADING not in card.text:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in config.hyperparameters.items())
-        card.text = f"""{card.text.rstrip()}
+        card.text = f"{card.text.rstrip()}\n\n{_HEADING}\n\n{_how_to_edit(config)}"
+    if recipe is not None and _RECIPE not in card.text:
+        card.text = f"{card.text.rstrip()}\n\n{_RECIPE}\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n"
+    _save(card, folder)
 
-{_HEADING}
 
-This model was trained with Editable Training (Sinitsin et al., ICLR 2020): at most {config.max_steps} steps of
+def _how_to_edit(config: EditorConfig) -> str:
+    trained = "This model was trained with Editable Training (Sinitsin et al., ICLR 2020):"
+    if config.editor not in EDITORS:  # a part of the model
+        return f"""{trained} its own editor changes
+{", ".join(f"`{layer}`" for layer in config.layers)} to fix a given mistake and change little else.
+
+```python
+import editable_hf.baselines  # lets the Auto classes know the model
+from editable_hf import edit, edited
+
+result = edit(model, constraint, model.editor.build(), {config.layers})
+```
+"""
+    values = ", ".join(f"{name} {value:.4g}" for name, value in config.hyperparameters.items())
+    return f"""{trained} at most {config.max_steps} steps of
 {config.editor} ({values}) on {", ".join(f"`{layer}`" for layer in config.layers)} fix a given mistake and change
 little else. `editor_config.json` holds these values.
 
@@ -52,9 +68,6 @@ editable-hf edit MODEL --source "..." --target "..." -o patch   # images: --imag
 editable-hf diff MODEL patch --data test.tsv                     # what else the patch changes
 ```
 """
-    if recipe is not None and _RECIPE not in card.text:
-        card.text = f"{card.text.rstrip()}\n\n{_RECIPE}\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n"
-    _save(card, folder)
 
 
 def add_results(

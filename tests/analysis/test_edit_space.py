@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_images import NUM_CLASSES, image_rows, tiny_resnet
 
-from editable_hf import ClassConstraint, edit, edited, rmsprop
+from editable_hf import ClassConstraint, edit, edited, gd, rmsprop
 from editable_hf.analysis import edit_plots, edit_space
 from editable_hf.analysis.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
 from editable_hf.data.image_requests import make_image_requests
@@ -63,6 +63,15 @@ def test_continues_with_the_groups_that_are_missing(evaluator, requests, tmp_pat
     again = describe_edits(evaluator, requests, rmsprop(2e-2), max_steps=4, folder=tmp_path, progress=None)
     assert described == [5]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, whole, strict=True))
+
+
+def test_edits_that_diverge_are_left_out(evaluator, requests, caplog):
+    space = describe_edits(evaluator, requests, gd(1e8), max_steps=6, progress=None)
+    assert space.divergences.isfinite().all()
+    message = next(text for text in caplog.messages if "diverged" in text)
+    left_out, moved = int(message.split()[0]), int(message.split()[2])
+    assert left_out > 0 and moved == left_out + len(space.labels)
+    assert len(space.predictions) == len(space.targets) == len(space.divergences) == len(space.labels)
 
 
 def test_edits_that_all_hold_are_refused(evaluator, requests):

@@ -29,6 +29,10 @@ def test_shares_are_those_of_a_sort_by_hand():
 def test_too_few_sentences():
     with pytest.raises(ValueError, match="8 sentences cannot be divided into 10 parts"):
         changed_by_distance(torch.rand(2, 8), torch.ones(2, 8, dtype=torch.bool))
+    similarities = torch.rand(2, 12)
+    similarities[1, :4] = torch.nan
+    with pytest.raises(ValueError, match="8 sentences cannot be divided into 10 parts"):
+        changed_by_distance(similarities, torch.ones(2, 12, dtype=torch.bool))
 
 
 def test_changes_come_from_the_records():

@@ -262,6 +262,12 @@ def test_negative_max_steps(classifier):
         edit(classifier, lambda model, params: 0, gd(0.1), "head", max_steps=-1)
 
 
+@pytest.mark.parametrize("editor", ["rmsprop", LearnableEditor("rmsprop")])
+def test_what_is_no_editor_is_refused(classifier, editor):
+    with pytest.raises(TypeError, match=r"must be an `Editor`, such as `rmsprop\(1e-3\)` or what `build\(\)`"):
+        edit(classifier, ClassConstraint({"features": features()}, 1), editor, "*")
+
+
 def test_selection_that_fits_nothing(classifier):
     with pytest.raises(ValueError, match="matches no parameter of Classifier"):
         edit(classifier, lambda model, params: 0, gd(0.1), "tail")

@@ -79,10 +79,11 @@ def test_whole_recipe_twice(config, tmp_path, capsys, monkeypatch):
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
 
 
-BASELINES = """figure_2: {rows: [plain, editable], num_edits: 100}
+BASELINES = """figure_2: {rows: [plain, again], num_edits: 100}
 models:
   editable: {requests: random}
   plain: {train: false, num_trials: 3}
+  again: {network: editable, num_trials: 3}
   ewc: {train: false, method: ewc, num_trials: 3, compare_to: plain}
   dknn: {network: editable, method: dknn, neighbors: 3, layers: [chain2, chain3]}
   cnp: {requests: random, method: cnp}
@@ -95,7 +96,7 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     out = tmp_path / "out"
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["plain", "ewc"]
-    assert not list(out.glob("network-*")) and "Figure 2" in capsys.readouterr().out
+    assert not list(out.glob("network-*")) and "Figure 2 waits for these rows: again" in capsys.readouterr().out
     plain, penalised = rows
     assert plain["tuned"]["num_trials"] == 2 and plain["editor"] == "rmsprop"  # a smoke run has fewer trials
     assert penalised["editor"] == "rmsprop+ewc" and set(penalised["hyperparameters"]) == {
@@ -122,8 +123,11 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     assert EditorConfig.from_pretrained(out / "network-cnp").layers == ["condition"]
 
     cifar10.main(config(models=BASELINES))
+    assert "Figure 2. Edits that took a step" in capsys.readouterr().out
+    cifar10.main(config(models=BASELINES, rows=["editable"]))
+    assert len(json.loads((out / "results.json").read_text())["rows"]) == 7
     for name in ("drawdown_by_class", "edit_space", "explained_variance"):
-        assert {row["model"] for row in Dataset.from_parquet(str(out / f"{name}.parquet"))} == {"plain", "editable"}
+        assert {row["model"] for row in Dataset.from_parquet(str(out / f"{name}.parquet"))} == {"plain", "again"}
         assert (out / f"{name}.png").stat().st_size > 5_000
 
 

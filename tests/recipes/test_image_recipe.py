@@ -85,6 +85,12 @@ def test_rows(write):
         ("models: {a: {method: dknn}}", "`method: dknn` trains nothing"),
         ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove num_trials, editor"),
         ("models: {a: {method: rank_one, train: false}}", r"expected `layers: \[head\]`, got \['chain3'\]"),
+        ("models: {a: {train: false, neighbors: 100}}", "`neighbors` has no effect with `method: gradient`"),
+        ("models: {a: {train: false, method: dknn, neighbors: 0}}", "`neighbors` and `num_fisher_images` at least 1"),
+        (
+            "models: {a: {train: false, method: ewc, num_trials: 3, fisher_labels: empirical}}",
+            "`fisher_labels` must be one of true, sampled, got 'empirical'",
+        ),
         ("models: {a: {method: cnp}}", "`method: cnp` needs `requests`"),
         (
             "figure_2: {rows: [b]}\nmodels: {a: {}}",
@@ -112,6 +118,12 @@ def test_rows(write):
 def test_mistakes(write, text, message):
     with pytest.raises(ValueError, match=message):
         load_config(write(text), own_section="figure_2")
+
+
+def test_rows_that_are_edited_again_have_a_gradient_editor(write):
+    text = "adversarial: {generalization_rows: [a]}\nmodels: {a: {train: false, method: dknn}}"
+    with pytest.raises(ValueError, match=r"generalization_rows: expected rows with `method: gradient`, but got"):
+        load_config(write(text), own_section="adversarial")
 
 
 def test_rows_of_the_adversarial_section_exist(write):

@@ -23,6 +23,11 @@ def test_distance_of_a_measured_drawdown(run_script, translator_folder, corpus, 
     assert all(f"{row['changed']:.2%}" in done.stdout for row in rows)
 
 
+def test_runs_of_the_same_name_are_refused(run_script, tmp_path):
+    done = run_script("edit_distance.py", "--runs", tmp_path / "a/run", tmp_path / "b/run", "--output_dir", tmp_path)
+    assert done.returncode != 0 and "told apart by the names of their folders" in done.stderr
+
+
 def test_unfinished_run_is_refused(run_script, tmp_path):
     done = run_script("edit_distance.py", "--runs", tmp_path)
     assert done.returncode != 0 and "lacks settings.json, edits.jsonl, results.json" in done.stderr

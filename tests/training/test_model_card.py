@@ -48,3 +48,10 @@ def test_results_are_the_hubs_model_index(tmp_path):
     index = data.to_dict()["model-index"]
     assert index[0]["results"][0]["task"]["type"] == "translation" and json.dumps(index)
     assert "## Editing this model" in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_model_with_an_editor_of_its_own(tmp_path):
+    complete_model_card(tmp_path, EditorConfig("cnp", {}, ["condition"], 1))
+    text = (tmp_path / "README.md").read_text()
+    assert "edit(model, constraint, model.editor.build(), ['condition'])" in text
+    assert "editable-hf edit" not in text and "its own editor changes\n`condition`" in text
