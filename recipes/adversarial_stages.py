@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from image_measure import EditSets, Row, chosen_editor, load_network
 from image_parts import ImageSets
@@ -151,7 +152,7 @@ def measure_sequences(
         row, network = rows.table[name], rows.networks[name]
         build = partial(_measure_sequences, config, images, edits, row, network)
         own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
-        stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build)
+        stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build, every_process=True)
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(stage.folder.glob("run-*.json"))]
         found[name] = {key: [run[key] for run in runs] for key in runs[0]}
     return found
@@ -160,8 +161,9 @@ def measure_sequences(
 def _measure_sequences(
     config: ImageRecipeConfig, images: ImageSets, edits: EditSets, row: Row, network: Stage, folder: Path
 ) -> None:
-    options = config.adversarial
-    due = [run for run in range(options.sequence_runs) if not (folder / f"run-{run:03d}.json").exists()]
+    options, state = config.adversarial, PartialState()
+    own = range(options.sequence_runs)[state.process_index :: state.num_processes]
+    due = [run for run in own if not (folder / f"run-{run:03d}.json").exists()]
     evaluator = ErrorDrawdownEvaluator(
         load_network(network, images),
         images.test,
@@ -170,7 +172,7 @@ def _measure_sequences(
         batch_size=config.evaluation.batch_size,
         num_workers=config.evaluation.num_workers,
     )
-    for run in tqdm(due, desc=f"sequences, {row['name']}", unit="run"):
+    for run in tqdm(due, desc=f"sequences, {row['name']}", unit="run", disable=not state.is_main_process):
         result = evaluate_sequences(
             evaluator,
             list(edits.test),
@@ -182,9 +184,9 @@ def _measure_sequences(
             progress=None,
         )
         content = {key: values[0].tolist() for key, values in result._asdict().items()}
-        partial_path = folder / "run.partial"
+        partial_path = folder / f"run-{run:03d}.partial"
         partial_path.write_text(json.dumps(content), encoding="utf-8")
-        partial_path.rename(folder / f"run-{run:03d}.json")
+        partial_path.rename(partial_path.with_suffix(".json"))
 
 
 def measure_generalization(

@@ -46,9 +46,10 @@ def main(config: CompareConfig, editors: list[str] | None = None) -> None:
         build = partial(evaluate, config, images, trained, tuned, editor, layers)
         inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
         inputs["hyperparameters"] = tuned["hyperparameters"]
-        cell = stages.run(f"edits-{editor}-{layers}", inputs, [trained], build)
+        cell = stages.run(f"edits-{editor}-{layers}", inputs, [trained], build, every_process=True)
         rows.append(json.loads((cell.folder / "row.json").read_text(encoding="utf-8")))
-    report(config, images, rows, Path(config.output_dir))
+    if stages.state.is_main_process:
+        report(config, images, rows, Path(config.output_dir))
 
 
 def cells(choices: dict[str, list[str]]) -> list[tuple[str, str]]:
@@ -123,7 +124,8 @@ def evaluate(
         requests, built, max_steps=options.max_steps, path=folder / "edits.jsonl", progress=f"{editor}, {layers}"
     )
     row = evaluator.summarize(editor, records, layers=layers, tuned=tuned)
-    (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
+    if PartialState().is_main_process:
+        (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
 
 
 def report(config: CompareConfig, images: ImageSets, rows: list[dict], folder: Path) -> None:

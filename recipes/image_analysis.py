@@ -43,15 +43,17 @@ def make_figure_2(config: ImageRecipeConfig, stages: Stages, images: ImageSets, 
         inputs = {"num_edits": config.figure_2.num_edits, "max_steps": config.evaluation.max_steps}
         inputs |= {"layers": options.layers, "hyperparameters": row["hyperparameters"], "editor": row["editor"]}
         build = partial(_describe, config, images, rows, name)
-        stage = rows.stage(name in asked, f"figure_2-{folder_name(name)}", inputs, [rows.networks[name]], build)
+        folder, after = f"figure_2-{folder_name(name)}", [rows.networks[name]]
+        stage = rows.stage(name in asked, folder, inputs, after, build, every_process=True)
         if stage is not None:
             folders[name] = stage.folder
     missing = [name for name in config.figure_2.rows if name not in folders]
     if missing:
         stages.state.print(f"Figure 2 waits for these rows: {', '.join(missing)}")
-    elif folders and stages.state.is_main_process:
+    elif folders:
         described = {name: _describe(config, images, rows, name, folder) for name, folder in folders.items()}
-        _report(described, list(images.class_ids), config, stages.output_dir)
+        if stages.state.is_main_process:
+            _report(described, list(images.class_ids), config, stages.output_dir)
 
 
 def _describe(

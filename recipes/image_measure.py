@@ -86,14 +86,18 @@ def chosen_editor(row: Row) -> Editor:
 def measure_row(
     config: ImageRecipeConfig, images: ImageSets, network: Stage, edits: EditSets, name: str, folder: Path
 ) -> None:
-    """Fills `folder` with `edits.jsonl` and `row.json`; what a killed run left there is not repeated."""
+    """Fills `folder` with `edits.jsonl` and `row.json`; what a killed run left there is not repeated.
+
+    All processes share the edits, those of the tuning too.
+    """
     max_steps = config.evaluation.max_steps
     subject = row_subject(config, images, network, edits, name, folder)
     evaluator = _evaluator(config, subject.model, subject.layers, images.test, edits.test_images)
     path = folder / "edits.jsonl"
     records = evaluator.evaluate(edits.test, subject.editor, max_steps=max_steps, path=path, progress=name)
     row = evaluator.summarize(name, records, max_steps=max_steps, **subject.entries)
-    (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
+    if PartialState().is_main_process:
+        (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
 
 
 def row_subject(
@@ -200,10 +204,11 @@ def _fisher(
     config: ImageRecipeConfig, images: ImageSets, model: PreTrainedModel, options: RowOptions, folder: Path
 ) -> Params:
     path = folder / "fisher.safetensors"
-    if not path.exists():
-        count = min(options.num_fisher_images, len(images.train_plain))
-        how = {"labels": options.fisher_labels, "num_examples": count, "seed": config.seed}
-        temporary = path.with_suffix(".tmp")
-        save_file(diagonal_fisher(model, images.train_plain, options.layers, **how), temporary)
-        temporary.replace(path)
+    with PartialState().main_process_first():
+        if not path.exists():
+            count = min(options.num_fisher_images, len(images.train_plain))
+            how = {"labels": options.fisher_labels, "num_examples": count, "seed": config.seed}
+            temporary = path.with_suffix(".tmp")
+            save_file(diagonal_fisher(model, images.train_plain, options.layers, **how), temporary)
+            temporary.replace(path)
     return normalize_fisher(load_file(path, device=str(model.device)))

@@ -165,7 +165,8 @@ class Rows:
         inputs = {**asdict(self.config.evaluation), "num_workers": None, "name": name, **own}
         inputs |= {"editor": editor.editor, "hyperparameters": editor.hyperparameters}
         build = partial(measure_row, self.config, self.images, network, self.edits, name)
-        return self.stage(wanted, f"edits-{folder_name(name)}", inputs, [network, self.edits.stage], build)
+        after = [network, self.edits.stage]
+        return self.stage(wanted, f"edits-{folder_name(name)}", inputs, after, build, every_process=True)
 
     def stage(self, wanted: bool, *args: Any, **options: Any) -> Stage | None:
         """The stage that [`Stages.run`] makes of the arguments; if it is not wanted only where it is there."""

@@ -53,16 +53,16 @@ def main(config: RecipeConfig) -> None:
 
     pretrained = train("pretrained", config.pretrain)
     options = {**asdict(config.requests), "seed": config.seed}
-    requests = stages.run(
-        "requests", options, [*parts, pretrained], partial(prepare_requests, config, parts, pretrained)
-    )
+    build = partial(prepare_requests, config, parts, pretrained)
+    requests = stages.run("requests", options, [*parts, pretrained], build, every_process=True)
     # A model trained longer has less drawdown by itself: the baseline gets exactly as many updates.
     models = {
         "baseline": train("baseline", config.finetune, pretrained),
         "editable": train("editable", {**config.finetune, **config.editable}, pretrained, requests),
     }
     build = partial(evaluate, config, parts, requests, models)
-    results = stages.run("evaluation", asdict(config.evaluation), [*parts, requests, *models.values()], build)
+    after = [*parts, requests, *models.values()]
+    results = stages.run("evaluation", asdict(config.evaluation), after, build, every_process=True)
     if state.is_main_process:
         write_card(config, models["editable"].folder, results.folder)
         print_results(results.folder)

@@ -102,42 +102,48 @@ def train_model(
 
 
 def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage, folder: Path) -> None:
-    splits, tokenizer = load_parts(parts)
-    model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(PartialState().device)
+    """All processes share the chunks. One file a chunk, complete once it has its name: a kill costs one at most."""
+    (splits, tokenizer), state = load_parts(parts), PartialState()
+    model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(state.device)
     options = config.requests
     for split, count in (("train", options.num_train), ("test", options.num_test)):
         sources = splits[split].shuffle(seed=config.seed)["source"][:count]
-        chunks = []
-        for start in range(0, len(sources), _CHUNK):
-            # One file a chunk, complete once it has its name: a killed run repeats one chunk at most.
-            path, partial = folder / f"{split}-{start:06d}.parquet", folder / f"{split}.partial"
-            if not path.exists():
-                try:
-                    requests = make_edit_requests(
-                        model,
-                        tokenizer,
-                        sources[start : start + _CHUNK],
-                        num_alternatives=options.num_alternatives,
-                        temperature=options.temperature,
-                        batch_size=options.batch_size,
-                        seed=config.seed + start,
-                        first_id=start,
-                        progress=f"{split} requests {start + 1}-{min(start + _CHUNK, len(sources))} of {len(sources)}",
-                    )
-                except NoEditRequestsError:
-                    if chunks or start + _CHUNK < len(sources):
-                        continue  # a short last chunk can well give none
-                    raise
-                requests.to_parquet(partial)
-                partial.rename(path)
-            chunks.append(Dataset.from_parquet(str(path)))
-        concatenate_datasets(chunks).save_to_disk(folder / split)
+        for start in range(0, len(sources), _CHUNK)[state.process_index :: state.num_processes]:
+            title = f"{split} requests {start + 1}-{min(start + _CHUNK, len(sources))} of {len(sources)}"
+            path = folder / f"{split}-{start:06d}.parquet"
+            if path.exists():
+                continue
+            try:
+                requests = make_edit_requests(
+                    model,
+                    tokenizer,
+                    sources[start : start + _CHUNK],
+                    num_alternatives=options.num_alternatives,
+                    temperature=options.temperature,
+                    batch_size=options.batch_size,
+                    seed=config.seed + start,
+                    first_id=start,
+                    progress=title if state.is_main_process else None,
+                )
+            except NoEditRequestsError as error:
+                none_at_all = error  # a short last chunk can well give none
+                continue
+            partial = path.with_suffix(".partial")
+            requests.to_parquet(partial)
+            partial.rename(path)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            chunks = sorted(folder.glob(f"{split}-*.parquet"))
+            if not chunks:
+                raise none_at_all  # the first chunk was this process's
+            concatenate_datasets([Dataset.from_parquet(str(path)) for path in chunks]).save_to_disk(folder / split)
 
 
 def evaluate(
     config: RecipeConfig, parts: list[Stage], requests: Stage, models: dict[str, Stage], folder: Path
 ) -> None:
-    splits, tokenizer = load_parts(parts)
+    """All processes share the edits; the main one alone writes."""
+    (splits, tokenizer), main = load_parts(parts), PartialState().is_main_process
     options = config.evaluation
     # The same seeded sample that the requests' sources come from: edited sentences are test sentences too.
     test = splits["test"].shuffle(seed=config.seed)[: options.num_sentences]
@@ -163,22 +169,24 @@ def evaluate(
         for rate in rates:
             title = name if rate == rates[0] else f"{name}, alpha={rate:g}"
             editor = editor_config.build_editor(learning_rate=rate)
-            path = folder / f"edits-{name}-alpha{rate:g}.jsonl"
             records = evaluator.evaluate(
                 edits,
                 editor,
                 max_steps=options.max_steps,
                 length_penalty=editor_config.length_penalty,
-                path=path,
+                path=folder / f"edits-{name}-alpha{rate:g}.jsonl",
                 progress=title,
             )
-            values = {**editor_config.hyperparameters, "learning_rate": rate}
-            extra = {"editor": values, "max_steps": options.max_steps}
+            extra = {"editor": {**editor_config.hyperparameters, "learning_rate": rate}}
+            extra["max_steps"] = options.max_steps
             drawdowns[title] = [abs(evaluator.bleu - record["bleu"]) for record in records]
             if title != "baseline" and sum(drawdowns["baseline"]) > 0:
                 extra["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], drawdowns["baseline"])
             rows.append(evaluator.summarize(title, records, **extra))
-            write_results(folder / "results.json", rows, asdict(config), config.seed, **names)
+            if main:
+                write_results(folder / "results.json", rows, asdict(config), config.seed, **names)
+    if not main:
+        return
     if plots_available():
         plot_drawdowns(drawdowns, folder / "drawdown.png", names["name"])
     record = showcase(

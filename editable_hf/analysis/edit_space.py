@@ -18,6 +18,8 @@ from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import AnyEditor, edit
 from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.sharding import in_groups
+from editable_hf.launch import launched_processes
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def describe_edits(
     """Applies each request by itself and compares all predictions with the unedited model's.
 
     Edits that hold from the start are left out: they do nothing. So are those that diverge to logits that are not
-    finite, with a warning that counts them.
+    finite, with a warning that counts them. Several processes share the work, as in `evaluator.evaluate`.
 
     Args:
         evaluator: Holds the model and the test set.
@@ -66,21 +68,26 @@ def describe_edits(
         ValueError: If no edit takes a step.
     """
     requests, size = list(requests), evaluator.group_size
+    title = progress if launched_processes().is_main_process else None
+
+    def describe(start: int) -> dict[str, Tensor]:
+        group = requests[start : start + size]
+        path = None if folder is None else folder / f"edits-{start:06d}-{start + len(group):06d}.safetensors"
+        if path is not None and path.exists():
+            return load_file(path)
+        part = _describe(evaluator, group, editor, max_steps, None if title is None else "batches")
+        if path is not None:
+            temporary = path.with_suffix(".tmp")
+            save_file(part, temporary)
+            temporary.replace(path)
+        return part
+
     parts: list[dict[str, Tensor]] = []
-    with tqdm(total=len(requests), desc=progress, disable=progress is None, unit="edit") as bar:
-        for start in range(0, len(requests), size):
-            group = requests[start : start + size]
-            path = None if folder is None else folder / f"edits-{start:06d}-{start + len(group):06d}.safetensors"
-            if path is not None and path.exists():
-                part = load_file(path)
-            else:
-                part = _describe(evaluator, group, editor, max_steps, None if progress is None else "batches")
-                if path is not None:
-                    temporary = path.with_suffix(".tmp")
-                    save_file(part, temporary)
-                    temporary.replace(path)
-            parts.append(part)
-            bar.update(len(group))
+    with tqdm(total=len(requests), desc=title, disable=title is None, unit="edit") as bar:
+        # One start a process at a time, so that the files are the same ones for any number of processes.
+        for new in in_groups(range(0, len(requests), size), 1, lambda starts: [describe(start) for start in starts]):
+            parts += new
+            bar.update(min(size * len(new), len(requests) - bar.n))
     if not any(len(part["labels"]) for part in parts):
         raise ValueError(
             f"None of the {len(requests)} edits took a step: the model gives every image its target already."

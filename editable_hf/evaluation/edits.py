@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from editable_hf.core.editing import AnyEditor
 from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.sharding import in_groups
+from editable_hf.launch import launched_processes
 
 Request = Mapping[str, Any]
 Record = dict[str, Any]
@@ -49,17 +52,22 @@ class EditEvaluator(ABC):
         max_steps: int = 10,
         path: Path | None = None,
         progress: str | None = "edits",
+        shard: bool = True,
         **options: Any,
     ) -> list[Record]:
         """Applies each request by itself to the unedited model and measures what changed.
+
+        Under several processes (`accelerate launch`) all of them must call this, with the same arguments. Each
+        measures its share of the edits; all get all records, the same ones that a process alone would get.
 
         Args:
             requests: Rows of an edit-request dataset.
             editor: How to edit.
             max_steps: k in Eq. 1.
             path: JSONL file that gets one line for each edit, as soon as those measured together with it are done;
-                edits it holds already are not repeated.
-            progress: Title of the progress bar, none if `None`.
+                edits it holds already are not repeated. The main process alone reads and writes it.
+            progress: Title of the progress bar of the main process, none if `None`.
+            shard: Several processes share the work. Without it, each that calls this measures all edits by itself.
             options: Of the constraint; see the class.
 
         Returns:
@@ -69,8 +77,11 @@ class EditEvaluator(ABC):
         Raises:
             ValueError: If `path` holds edits of other requests.
         """
-        requests = list(requests)
-        records = read_records(path)[: len(requests)] if path is not None else []
+        requests, state = list(requests), launched_processes()
+        writes = state.is_main_process or not shard
+        records = read_records(path)[: len(requests)] if path is not None and writes else []
+        if shard:
+            (records,) = broadcast_object_list([records])
         for record, request in zip(records, requests, strict=False):
             ours, theirs = ([each[key] for key in self.request_keys] for each in (request, record))
             if ours != theirs:
@@ -79,15 +90,18 @@ class EditEvaluator(ABC):
                     "away, or give another path."
                 )
         due = requests[len(records) :]
-        with tqdm(total=len(due), desc=progress, disable=progress is None, unit="edit") as bar:
-            for start in range(0, len(due), self.group_size):
-                group = due[start : start + self.group_size]
-                new = self._measure(group, editor, max_steps, None if progress is None else "batches", **options)
+        title = progress if writes else None
+
+        def measure(group: Sequence[Request]) -> list[Record]:
+            return self._measure(group, editor, max_steps, None if title is None else "batches", **options)
+
+        with tqdm(total=len(due), desc=title, disable=title is None, unit="edit") as bar:
+            for new in in_groups(due, self.group_size, measure, shard):
                 records += new
-                if path is not None:
+                if path is not None and writes:
                     with path.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
-                bar.update(len(group))
+                bar.update(len(new))
         return records
 
     def _summary(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:

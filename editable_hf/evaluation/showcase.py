@@ -51,14 +51,9 @@ def showcase(
     skipped: Counter[str] = Counter()
     for index in wrong[:_MAX_TRIES]:
         try:
-            requests = make_edit_requests(
-                evaluator.model,
-                evaluator.tokenizer,
-                [sources[index]],
-                targets=[references[index]],
-                num_alternatives=num_alternatives,
-                progress=None,
-            )
+            model, options = evaluator.model, {"num_alternatives": num_alternatives, "progress": None}
+            pair = {"sources": [sources[index]], "targets": [references[index]]}
+            requests = make_edit_requests(model, evaluator.tokenizer, **pair, **options)
             reason = _why_not(evaluator, requests[0], editor, length_penalty)
         except NoEditRequestsError:
             reason = _ALONE
@@ -67,7 +62,8 @@ def showcase(
         skipped[reason] += 1
     else:
         return {"num_wrong": len(wrong), "skipped": dict(skipped)}
-    (record,) = evaluator.evaluate(requests, editor, max_steps=max_steps, length_penalty=length_penalty, progress=None)
+    options = {"max_steps": max_steps, "length_penalty": length_penalty, "progress": None}
+    (record,) = evaluator.evaluate(requests, editor, shard=False, **options)
     others = [
         {
             "source": sources[change["index"]],

@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.utils import broadcast_object_list
+
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
+from editable_hf.launch import launched_processes
 
 # Learning rates that are tried. The first two scale the gradient of l_e, the others set the size of a step.
 _LEARNING_RATES = {
@@ -54,7 +57,8 @@ def tune_editor(
 ) -> TunedEditor:
     """Finds the hyperparameters with the smallest drawdown among those with which enough edits succeed.
 
-    A study is continued where it was: call again after a kill, or from several processes at once.
+    A study is continued where it was: call again after a kill, or from several runs at once. The processes of one run
+    all call this; they measure the same trial together, and `measure` can share its edits among them.
 
     Args:
         measure: Gives `drawdown` and `success_rate` of an editor (an evaluator's `summarize` of its `evaluate`), with
@@ -62,7 +66,7 @@ def tune_editor(
         editor: A key of `EDITORS`.
         storage: SQLite file for the studies, made if missing.
         study_name: Name of this study within the file; another one for anything that `measure` depends on.
-        num_trials: Trials that are completed when this returns, of all processes together.
+        num_trials: Trials that are completed when this returns, of all runs together.
         min_success_rate: 95% in the paper.
         seed: Of the sampler.
         progress: Show a progress bar.
@@ -82,22 +86,33 @@ def tune_editor(
         raise ImportError('Tuning needs optuna: pip install "editable_hf[vision]".')
     import optuna
 
+    def measure_values(values: dict[str, float]) -> Mapping[str, Any]:
+        return measure(build_editor(editor, values, wrap))
+
+    if not launched_processes().is_main_process:
+        return _follow(measure_values)
+
     def objective(trial: optuna.Trial) -> float:
-        values = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES[editor], log=True)}
-        values |= {name: trial.suggest_float(name, *bounds) for name, bounds in EDITORS[editor].bounds.items()}
-        values |= {name: trial.suggest_float(name, *ends, log=True) for name, ends in further.items()}
-        row = measure(build_editor(editor, values, wrap))
+        row = measure_values(broadcast_object_list([_suggest(trial, editor, further)])[0])
         trial.set_user_attr("success_rate", row["success_rate"])
         trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
         return row["drawdown"]
 
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed, progress)
-    finally:
-        optuna.logging.set_verbosity(level)
-    return best_trial(trials, min_success_rate)
+    trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed, progress)
+    return broadcast_object_list([best_trial(trials, min_success_rate)])[0]
+
+
+def _suggest(trial: Any, editor: str, further: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    values = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES[editor], log=True)}
+    values |= {name: trial.suggest_float(name, *bounds) for name, bounds in EDITORS[editor].bounds.items()}
+    return values | {name: trial.suggest_float(name, *ends, log=True) for name, ends in further.items()}
+
+
+def _follow(measure: Callable[[dict[str, float]], Any]) -> TunedEditor:
+    """What all processes but the main one do: they measure what it proposes, until it sends the best trial."""
+    while not isinstance(message := broadcast_object_list([None])[0], TunedEditor):
+        measure(message)
+    return message
 
 
 def _check_bounds(bounds: Mapping[str, tuple[float, float]], editor: str, wrap: Callable[..., Editor] | None) -> None:
@@ -134,6 +149,19 @@ def _run_study(
     objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int, progress: bool
 ) -> list[Any]:
     """The complete trials of a study, at least `num_trials`."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return _continue_study(objective, url, name, num_trials, seed, progress)
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _continue_study(
+    objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int, progress: bool
+) -> list[Any]:
     import optuna
     from optuna.trial import TrialState
 

@@ -16,6 +16,7 @@ from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
+from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
 from editable_hf.training.editor_config import EditorConfig
@@ -47,6 +48,7 @@ class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
         if kwargs.get("data_collator") is None and tokenizer is not None:
             kwargs["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
         super().__init__(model=model, args=args, **kwargs)
+        freeze_position_tables(self.model)
         if edit_dataset is not None:
             _check_requests(edit_dataset)
         self._init_editable(edit_dataset)

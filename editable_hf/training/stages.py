@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate import PartialState
+from editable_hf.launch import launched_processes
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +35,12 @@ class Stages:
         output_dir: Where the stages leave their folders; created if missing.
 
     Raises:
-        RuntimeError: If there are several processes that do not know of each other.
+        RuntimeError: If the processes are not those that the launcher was asked for, see [`check_launch`].
     """
 
     def __init__(self, output_dir: str | Path):
         self.output_dir = Path(output_dir)
-        # Processes that wait for the main one's evaluation must not give up after the default 30 minutes.
-        self.state = PartialState(timeout=timedelta(days=2))
-        if int(os.environ.get("WORLD_SIZE", "1")) > self.state.num_processes:
-            raise RuntimeError(
-                f"{os.environ['WORLD_SIZE']} processes were started, but each believes to be alone, so that all would "
-                "build the same stages. On a machine without a GPU set ACCELERATE_USE_CPU=true."
-            )
+        self.state = launched_processes()
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
 

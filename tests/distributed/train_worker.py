@@ -1,9 +1,9 @@
 """Trains a tiny model for two steps under each of several set-ups and saves what every process saw.
 
-Started alone with accumulation over 2 * n micro-batches, and by torchrun as two processes with n, it must do the same.
+An update has six micro-batches: accumulated by one process, or shared by two or three; all must do the same.
 
     PYTHONPATH=tests python tests/distributed/train_worker.py FOLDER
-    PYTHONPATH=tests torchrun --nproc_per_node 2 tests/distributed/train_worker.py FOLDER
+    PYTHONPATH=tests torchrun --nproc_per_node 3 tests/distributed/train_worker.py FOLDER
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from transformers import MarianMTModel
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, edit, request_constraint, rmsprop
 from editable_hf.data.requests import draw_requests
+from editable_hf.launch import launched_processes
 
+MICRO_BATCHES, NUM_ROWS = 6, 24
 SETUPS = {
-    "sentences": {"per_device_train_batch_size": 3},
-    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-    "tokens": {"max_tokens_per_batch": 30},
-    "distillation": {"per_device_train_batch_size": 3, "base_loss": "distillation"},
-    "plain": {"per_device_train_batch_size": 3},
+    "sentences": {"per_device_train_batch_size": 2},
+    # The last batch of the epoch has one row; accelerate would complete it with rows from the beginning.
+    "uneven": {"per_device_train_batch_size": 2, "accelerator_config": {"even_batches": False}},
+    "tokens": {"max_tokens_per_batch": 15},
+    "distillation": {"per_device_train_batch_size": 2, "base_loss": "distillation"},
+    "autocast": {"per_device_train_batch_size": 2, "bf16": True},
+    "loaded": {"per_device_train_batch_size": 2},  # by `from_pretrained`
+    "plain": {"per_device_train_batch_size": 2},
 }
 
 
@@ -54,15 +59,22 @@ class Collator:
         return batch
 
 
-def build_model():
+def build_model(name, folder):
     torch.manual_seed(0)
-    return MarianMTModel(marian_config(dropout=0.0)).double()
+    model = MarianMTModel(marian_config(dropout=0.0))
+    if name == "loaded":
+        processes = launched_processes()
+        if processes.is_main_process:
+            model.save_pretrained(folder / "loaded")
+        processes.wait_for_everyone()
+        model = MarianMTModel.from_pretrained(folder / "loaded", attn_implementation="eager")
+    return model if name == "autocast" else model.double()
 
 
-def build_data():
+def build_data(count):
     generator = torch.Generator().manual_seed(1)
     rows = []
-    for number in range(24):
+    for number in range(count):
         lengths = 3 + number % 5, 2 + (7 * number) % 11  # uneven, the targets above all
         source, target = (torch.randint(3, 40, (length,), generator=generator).tolist() + [2] for length in lengths)
         rows.append({"input_ids": source, "attention_mask": [1] * len(source), "labels": target})
@@ -84,10 +96,8 @@ def build_requests(model, seed):
 
 
 def run(name, folder):
-    model, recorder = build_model(), GradientRecorder()
-    options = {"gradient_accumulation_steps": 1, **SETUPS[name]}
+    model, recorder = build_model(name, folder), GradientRecorder()
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    options["gradient_accumulation_steps"] *= 2 // world_size
     args = EditableSeq2SeqTrainingArguments(
         str(folder / "run"),
         max_steps=2,
@@ -104,17 +114,18 @@ def run(name, folder):
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **options,
+        gradient_accumulation_steps=MICRO_BATCHES // world_size,
+        **SETUPS[name],
     )
     trainer = EditableSeq2SeqTrainer(
         model,
         args,
-        train_dataset=build_data(),
+        train_dataset=build_data(NUM_ROWS - (name == "uneven")),
         edit_dataset=None if name == "plain" else build_requests(model, args.seed),
         data_collator=Collator(model),
         callbacks=[recorder],
     )
-    model.editor.double()
+    model.editor.to(model.dtype)
     steps, add = [], trainer._terms.add
     trainer._terms.add = lambda *terms: steps.append(terms[-1][0].num_steps) or add(*terms)
     trainer.train()
