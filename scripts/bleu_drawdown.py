@@ -5,7 +5,8 @@
 
 Requests are made with the model itself, from test sentences: alternatives by beam search, targets sampled at
 temperature 1.2 (section 4.4); `--requests` takes your own corrections instead. Prints a table and writes results.json
-and edits.jsonl, one line for each edit: the request, and what it changed. A killed run continues where it was.
+and edits.jsonl, one line for each edit: the request, and what it changed. A killed run continues where it was. Several
+processes (`accelerate launch --multi_gpu`) share the edits.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
-from editable_hf.data.translation import load_translation_data
+from editable_hf.data.translation import TranslationData, load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.paper_tables import TABLE_6
 from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.launch import launched_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,15 +68,20 @@ def load_requests(args: argparse.Namespace, model, tokenizer, sources: list[str]
     return requests.select(range(min(args.num_edits, len(requests))))
 
 
-def main(args: argparse.Namespace) -> None:
-    folder = Path(args.output_dir)
+def check_settings(args: argparse.Namespace, folder: Path) -> None:
+    """Refuses a folder that holds a run with other options."""
     folder.mkdir(parents=True, exist_ok=True)
     settings, path = {key: value for key, value in vars(args).items() if key != "output_dir"}, folder / "settings.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"{folder} holds a run with other options (see {path}); give another --output_dir.")
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(device)
+
+
+def main(args: argparse.Namespace) -> None:
+    folder, processes = Path(args.output_dir), launched_processes()
+    with processes.main_process_first():
+        check_settings(args, folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(processes.device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     editor_config = EditorConfig.from_pretrained(args.model)
     if editor_config is None:
@@ -85,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
         args.data, source_lang=args.source_lang, target_lang=args.target_lang, raw_text=args.raw_text
     )
     test = data.splits["test"].shuffle(seed=args.seed)[: args.num_sentences]
-    requests = load_requests(args, model, tokenizer, test["source"], folder)
+    with processes.main_process_first():
+        requests = load_requests(args, model, tokenizer, test["source"], folder)
     evaluator = BleuDrawdownEvaluator(
         model,
         tokenizer,
@@ -107,6 +114,18 @@ def main(args: argparse.Namespace) -> None:
         length_penalty=editor_config.length_penalty,
         path=folder / "edits.jsonl",
     )
+    if processes.is_main_process:
+        report(args, data, evaluator, records, values)
+
+
+def report(
+    args: argparse.Namespace,
+    data: TranslationData,
+    evaluator: BleuDrawdownEvaluator,
+    records: list[dict],
+    values: dict[str, float],
+) -> None:
+    folder = Path(args.output_dir)
     row = evaluator.summarize(Path(args.model).name, records, editor=values, memo=evaluator.memo_statistics)
     write_results(folder / "results.json", [row], vars(args), args.seed, name=data.name, test_name=data.test_name)
     if row["memo"] is not None:

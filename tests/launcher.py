@@ -16,7 +16,7 @@ def launch(num_processes, worker, *arguments, timeout=240):
     command = [sys.executable]
     if num_processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "recipes"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     # In a session of its own: where one process waits for another forever, all must be ended with torchrun.
     process = subprocess.Popen(

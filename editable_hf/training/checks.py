@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from editable_hf.launch import check_launch
+
 
 def check_supported(
     model: PreTrainedModel, args: TrainingArguments, sharded: bool = False, has_scheduler: bool = False
 ) -> None:
-    """Raises `ValueError` for set-ups in which an edit cannot be differentiated or processes would wait forever."""
+    """Raises `ValueError` for set-ups in which an edit cannot be differentiated or processes would wait forever.
+
+    And `RuntimeError` for a launch that did not start what was asked for, see [`check_launch`].
+    """
+    check_launch(args.world_size)
     if sharded or args.fsdp or args.deepspeed:
         raise ValueError(
             "FSDP and DeepSpeed are not supported: processes take different numbers of edit steps and would wait for "

@@ -145,6 +145,7 @@ def test_foreign_folder_is_not_taken_for_a_stage(stages):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     with pytest.raises(RuntimeError, match="2 processes were started, but each believes to be alone.*USE_CPU=true"):
         Stages(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -200,7 +200,7 @@ def test_evaluation_with_generation(make_trainer, trained_marian, encoded_pairs,
 
 
 def stub(**options):
-    usual = {"fsdp": "", "deepspeed": None, "n_gpu": 1, "ddp_find_unused_parameters": None}
+    usual = {"fsdp": "", "deepspeed": None, "n_gpu": 1, "ddp_find_unused_parameters": None, "world_size": 1}
     return SimpleNamespace(**{**usual, **options})
 
 
