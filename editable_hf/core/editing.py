@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
-from editable_hf.core.functional import FunctionalModel, eval_mode
+from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
 from editable_hf.core.selection import select_parameters
 
 # An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it
@@ -30,6 +32,8 @@ class EditResult(NamedTuple):
         num_steps: Gradient steps taken, 0 if the constraint held from the start.
         loss: Last value of `l_e`, scalar; with graph only if `create_graph` was set.
         history: `l_e` before each step and after the last, `num_steps + 1` values.
+        failure: Why the edit ended early without success: a number that is not finite, and where. All else is then as
+            it was before that step.
     """
 
     params: Params
@@ -37,6 +41,7 @@ class EditResult(NamedTuple):
     num_steps: int
     loss: Tensor
     history: list[float]
+    failure: str | None = None
 
 
 def edit(
@@ -50,8 +55,9 @@ def edit(
 ) -> EditResult:
     """Moves the parameters of `layers` until `constraint` holds or `max_steps` steps were taken (Eq. 1).
 
-    The constraint is evaluated before each step and after the last. The edit runs in eval mode and never changes
-    the model: apply the result with [`edited`]. An edit that does not reach its goal is a result, not an error.
+    The constraint is evaluated before each step and after the last. The edit runs in eval mode, without autocast, and
+    never changes the model: apply the result with [`edited`]. An edit that does not reach its goal is a result, not an
+    error; so is one that meets NaN or infinity, see [`EditResult`].
 
     Args:
         model: Any unwrapped module. With `create_graph`, attention must have a double backward ("eager").
@@ -87,32 +93,77 @@ def edit(
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
     else:  # copies: after 0 steps the result must not share memory with the model
         params = {name: param.detach().clone() for name, param in params.items()}
-    run = partial(_descend, editor) if isinstance(editor, Editor) else editor
-    with eval_mode(model), torch.enable_grad():
-        params, loss, history = run(functional_model, constraint, params, max_steps)
+    run = partial(_descend, editor) if isinstance(editor, Editor) else partial(_choose, editor)
+    with eval_mode(model), full_precision(model), torch.enable_grad():
+        params, loss, history, failure = run(functional_model, constraint, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
-    return EditResult(params, history[-1] <= 0, len(history) - 1, loss, history)
+    return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
+
+
+Outcome = tuple[Params, Tensor, list[float], str | None]
 
 
 def _descend(
     editor: Editor, model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int
-) -> tuple[Params, Tensor, list[float]]:
-    """The steps of Eq. 1: parameters and `l_e` at the end, and `l_e` at every step."""
+) -> Outcome:
+    """The steps of Eq. 1: parameters and `l_e` at the end, `l_e` at every step, and why they ended early."""
     create_graph, state, history = model.create_graph, editor.init(params), []
+    grads, earlier = {}, None
     while True:
         if not create_graph:
             params = {name: param.detach().requires_grad_() for name, param in params.items()}
         loss = constraint(model, params)
-        history.append(loss.item())
-        if history[-1] <= 0 or len(history) > max_steps:
-            return params, loss, history
-        grads = torch.autograd.grad(
+        value, largest = _values(loss, [*grads.values(), *params.values()])
+        if not _finite(value, largest):
+            failure = _describe_failure(value, grads, params, len(history))
+            return (params, loss, [value], failure) if earlier is None else (*earlier, history, failure)
+        history.append(value)
+        if value <= 0 or len(history) > max_steps:
+            return params, loss, history, None
+        earlier = params, loss
+        found = torch.autograd.grad(
             loss, list(params.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
+        grads = dict(zip(params, found, strict=True))
         with torch.set_grad_enabled(create_graph):
-            updates, state = editor.update(dict(zip(params, grads, strict=True)), state)
+            updates, state = editor.update(grads, state)
             params = apply_updates(params, updates)
+
+
+def _choose(
+    choose: EditFunction, model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int
+) -> Outcome:
+    """What an editor without gradient steps chose; the parameters as they were where that is not finite."""
+    chosen, loss, history = choose(model, constraint, params, max_steps)
+    if _finite(history[-1]):
+        return chosen, loss, history, None
+    failure = f"l_e is {history[-1]} for the parameters that were chosen"
+    return params, loss.new_tensor(history[0]), history[:1], failure
+
+
+@torch.no_grad()
+def _values(loss: Tensor, tensors: list[Tensor]) -> tuple[float, float]:
+    """`l_e` and the largest absolute value among the tensors, brought to the CPU together: a GPU waits each time."""
+    largest = get_total_norm(tensors, torch.inf)
+    value, largest = torch.stack([loss.double(), largest.to(loss.device, torch.float64)]).tolist()
+    return value, largest
+
+
+def _finite(value: float, largest: float = 0.0) -> bool:
+    """Whether an edit can go on with this `l_e` and this largest number; minus infinity satisfies a constraint."""
+    return value < math.inf and math.isfinite(largest)
+
+
+def _describe_failure(value: float, grads: Params, params: Params, num_steps: int) -> str:
+    when = f"after step {num_steps}" if num_steps else "before the first step"
+    for name, grad in grads.items():
+        if not grad.isfinite().all():
+            return f"the gradient of {name} is not finite in step {num_steps}"
+    for name, param in params.items():
+        if not param.isfinite().all():
+            return f"{name} is not finite {when}"
+    return f"l_e is {value} {when}"
 
 
 class EditStack:

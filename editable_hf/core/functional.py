@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -98,6 +98,24 @@ class FunctionalModel:
         with torch.set_grad_enabled(self.create_graph):
             key = ("encoded", *(id(value) for value in inputs.values()))
             return self.once(key, lambda: (encoder(**inputs)[0], inputs))[0]
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Computes in the dtype of the parameters, whatever autocast surrounds the block or the model.
+
+    Steps of an edit are often smaller than half precision can tell apart.
+    """
+    # accelerate (1.15) wraps the forward of a model that it prepares for mixed precision in autocast.
+    wrapped = vars(model).pop("forward", None) if "_original_forward" in vars(model) else None
+    with ExitStack() as stack:
+        for device in {parameter.device.type for parameter in model.parameters()}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            yield
+        finally:
+            if wrapped is not None:
+                vars(model)["forward"] = wrapped
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Looking at these of an edited tensor does not depend on its values (T5 asks for the dtype of a weight, for example).
 _METADATA = {
@@ -51,7 +51,7 @@ class Recording:
         self._watched = list(watched)  # kept alive: an id is only unique while its object lives
         self._root = _Call(model)
         self._open: list[_Call] = []
-        self._reached = False
+        self._reached = self._autocast = False
         self.entries: list[tuple[nn.Module, Any]] = []
         self._before_hooks: tuple[tuple, dict[str, Any]] | None = None
         self._holders: set[nn.Module] = set()
@@ -91,6 +91,7 @@ class Recording:
             # Its use was not seen (vmap, TorchScript, an extension), or it was not used this time (layerdrop).
             call.children.clear()
             self._reached = True
+        self._autocast |= self._under_autocast()
         same_mode = torch.is_grad_enabled() == self._root.grad_enabled
         call.completed = not self._reached
         if call is not self._root and call.completed and same_mode and _untouched(call.inputs, stamps):
@@ -132,7 +133,8 @@ class Recording:
     def replay(self, params: Mapping[str, Tensor]) -> Any:
         """The model's output for the recorded inputs with `params` in place of its own parameters.
 
-        The answers' graph is the recording's.
+        The answers' graph is the recording's. Those that were computed under autocast come in the dtype of the watched
+        tensors where there is none now.
 
         Args:
             params: Parameters by qualified name, those that were watched at least.
@@ -142,7 +144,7 @@ class Recording:
                 modules in another order now.
         """
         self._check_unchanged()
-        position = 0
+        position, widen = 0, self._autocast and not self._under_autocast()
 
         def answer(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
             nonlocal position
@@ -155,7 +157,9 @@ class Recording:
                     f"called {type(expected).__name__}: which modules it runs depends on chance or on its mode."
                 )
             position += 1
-            return forward(*args, **kwargs) if output is _RUN else output
+            if output is _RUN:
+                return forward(*args, **kwargs)
+            return tree_map_only(Tensor, self._widened, output) if widen else output
 
         args, kwargs = self._root.inputs
         with intercepted(self._intercepted, answer):
@@ -166,6 +170,12 @@ class Recording:
                 "modules it runs depends on chance or on its mode."
             )
         return output
+
+    def _under_autocast(self) -> bool:
+        return any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in self._watched})
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._watched[0].dtype) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
     def _check_unchanged(self) -> None:
         state = all(owner.get(name) is old and _version(old) == version for owner, name, old, version in self._state)

@@ -16,7 +16,7 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu
-from editable_hf.evaluation.edits import EditEvaluator, Record, Request, mean_of_moved
+from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.memo_translator import MemoTranslator
 from editable_hf.evaluation.split_model import MemoUnavailable
 from editable_hf.evaluation.translator import Translator
@@ -144,19 +144,14 @@ class BleuDrawdownEvaluator(EditEvaluator):
         changed = [index for index, text in enumerate(translations) if text != self.before[index]]
         bleu, bleu_detok = self._score(translations)
         return {
-            **{key: request[key] for key in self.request_keys},
+            **edit_record(request, self.request_keys, result, seconds),
             "before": before,
             "after": after,
-            "success": result.success,
             "verified": after == request["target"],
-            "num_steps": result.num_steps,
-            "loss_before": result.history[0],
-            "loss_after": result.history[-1],
             "bleu": bleu,
             "bleu_detok": bleu_detok,
             "num_changed": len(changed),
             "changed": [{"index": index, "after": translations[index]} for index in changed],
-            "edit_seconds": seconds,
         }
 
     def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from editable_hf.core.editing import AnyEditor
+from editable_hf.core.editing import AnyEditor, EditResult
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.sharding import in_groups
 from editable_hf.launch import launched_processes
@@ -72,7 +73,8 @@ class EditEvaluator(ABC):
 
         Returns:
             One record for each request, see the class. All have the request's own `request_keys`, `success`
-            (`l_e <= 0`), `num_steps`, `loss_before` and `loss_after` (nats), `num_changed` and `edit_seconds`.
+            (`l_e <= 0`), `num_steps`, `loss_before` and `loss_after` (nats), `num_changed` and `edit_seconds`; those
+            that met NaN or infinity have `failure` (see [`EditResult`]), and `None` for a loss that is not finite.
 
         Raises:
             ValueError: If `path` holds edits of other requests.
@@ -110,7 +112,7 @@ class EditEvaluator(ABC):
         columns |= {
             "success_rate": [record["success"] for record in records],
             "num_steps": [record["num_steps"] for record in records],
-            "already_satisfied": [record["num_steps"] == 0 for record in records],
+            "already_satisfied": [record["num_steps"] == 0 and record["success"] for record in records],
             "edit_seconds": [record["edit_seconds"] for record in records],
         }
         intervals = {key: bootstrap_mean(column) for key, column in columns.items()}
@@ -118,9 +120,24 @@ class EditEvaluator(ABC):
             "name": name,
             **{key: interval.mean for key, interval in intervals.items()},
             "num_edits": len(records),
+            "num_failures": sum("failure" in record for record in records),
             "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
             **extra,
         }
+
+
+def edit_record(request: Request, keys: Sequence[str], result: EditResult, seconds: float) -> Record:
+    """What every evaluator's record of an edit has."""
+    before, after = (value if math.isfinite(value) else None for value in (result.history[0], result.history[-1]))
+    return {
+        **{key: request[key] for key in keys},
+        "success": result.success,
+        "num_steps": result.num_steps,
+        "loss_before": before,
+        "loss_after": after,
+        "edit_seconds": seconds,
+        **({} if result.failure is None else {"failure": result.failure}),
+    }
 
 
 def mean_of_moved(column: Sequence[float], records: Sequence[Request]) -> float:

@@ -19,7 +19,7 @@ from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.edits import EditEvaluator, Record, Request, mean_of_moved
+from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
 
 # What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.
 _LARGEST_GROUP = 100
@@ -121,18 +121,8 @@ class ErrorDrawdownEvaluator(EditEvaluator):
             with edited(self.model, result):
                 after = int(self.classify(inputs["pixel_values"]))
             results.append(result)
-            records.append(
-                {
-                    **{key: request[key] for key in self.request_keys},
-                    "before": before,
-                    "after": after,
-                    "success": result.success,
-                    "num_steps": result.num_steps,
-                    "loss_before": result.history[0],
-                    "loss_after": result.history[-1],
-                    "edit_seconds": seconds,
-                }
-            )
+            record = edit_record(request, self.request_keys, result, seconds)
+            records.append({**record, "before": before, "after": after})
         moved = [result.params for result in results if result.num_steps > 0]
         outputs = iter(self.predict(moved, progress)[1:] if moved else ())
         for one, result in zip(records, results, strict=True):

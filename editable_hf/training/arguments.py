@@ -67,6 +67,13 @@ class EditableArguments:
     edits_per_step: int = field(
         default=1, metadata={"help": "Edit requests drawn for each batch on each process; their terms are averaged."}
     )
+    skip_non_finite: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out edits that meet NaN or infinity, and updates whose gradient does, and count them in "
+            "the log (`edits_skipped`, a fraction; `updates_skipped`, so far), instead of ending the training."
+        },
+    )
     # Speed
     replay: bool = field(
         default=True,

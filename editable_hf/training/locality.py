@@ -12,7 +12,7 @@ from torch.func import functional_call
 from transformers.utils import logging
 
 from editable_hf.core.editors import Params
-from editable_hf.core.functional import eval_mode
+from editable_hf.core.functional import eval_mode, full_precision
 from editable_hf.core.replay import Recording, ReplayError, record
 from editable_hf.training.arguments import EditableArguments
 
@@ -24,7 +24,7 @@ class LocalityBatch:
 
     Both sides run in eval mode: with dropout they would differ without any edit. What precedes the edited layers is
     the same for both, so it need not run again: it is taken from the base forward as that was recorded, dropout
-    included. Otherwise the whole model runs once more in eval mode.
+    included. Otherwise the whole model runs once more in eval mode. What follows is computed without autocast.
 
     Args:
         model: The unwrapped model.
@@ -77,7 +77,7 @@ class LocalityBatch:
 
     def compare(self, edits: list[Params]) -> Tensor:
         """Sum of the loss over the edits; `edits` holds the edited parameters of each, with graph."""
-        with eval_mode(self.model):
+        with eval_mode(self.model), full_precision(self.model):
             try:
                 return self._compare(edits)
             except ReplayError as error:

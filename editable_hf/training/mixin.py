@@ -18,16 +18,14 @@ from editable_hf.data.requests import RequestOrder
 from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
+from editable_hf.training.finite import FiniteNumbers
 from editable_hf.training.locality import LocalityBatch
 from editable_hf.training.model_card import complete_model_card
 from editable_hf.training.term_log import TermLog
 
 
 class EditableTrainerMixin(ABC):
-    """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss.
-
-    The editor is a submodule of the model (`model.editor`), so that the optimiser and DDP see its values.
-    """
+    """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss."""
 
     # compute_loss normalises by the whole accumulated batch itself.
     loss_is_scaled_for_ga = True
@@ -43,7 +41,8 @@ class EditableTrainerMixin(ABC):
     def _init_editable(self, edit_dataset) -> None:
         args, model = self.args, self.model
         check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
-        self.edit_dataset, self._terms = edit_dataset, TermLog()
+        self.edit_dataset, self._terms, self._finite = edit_dataset, TermLog(), FiniteNumbers(args.skip_non_finite)
+        self.add_callback(self._finite)
         self.edit_parameters = editable_names(model, args.edit_layers)
         self.teacher = deepcopy(model).eval().requires_grad_(False) if args.base_loss == "distillation" else None
         attach_editor(model, args)
@@ -53,8 +52,8 @@ class EditableTrainerMixin(ABC):
 
     def locality_batch(self, inputs: Mapping[str, Any], labels: Tensor) -> LocalityBatch:
         """Compares edits on the batch whose base forward runs within its `recorded()`."""
-        loss = partial(self.locality_loss, labels=labels)
-        return LocalityBatch.of(self.model, self.edit_parameters, inputs, loss, self.args)
+        names, loss = self.edit_parameters, partial(self.locality_loss, labels=labels)
+        return LocalityBatch.of(self.model, names, inputs, loss, self.args)
 
     def loss_and_outputs(self, model, inputs: Mapping[str, Any], labels: Tensor, num_items) -> tuple[Tensor, Any]:
         """Eq. 2, and the outputs of the base forward; without edits and in evaluation the base loss alone."""
@@ -72,30 +71,31 @@ class EditableTrainerMixin(ABC):
         """
         args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
         options = {"max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
-        constraints = [self.request_constraint(request) for request in self._draw()]
+        requests = self._draw()
+        constraints = [self.request_constraint(request) for request in requests]
         results = [edit(self.model, each, editor.build(), self.edit_parameters, **options) for each in constraints]
-        edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
+        kept = self._finite.edits(results, requests, self.state.global_step)
+        edit_term = torch.stack([edit_loss(result.loss) for result in kept]).mean() if kept else torch.zeros_like(base)
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.
-        moved = [result.params for result in results if result.num_steps > 0]
-        locality_term = batch.compare(moved) / len(results) if moved else torch.zeros_like(edit_term)
-        self._terms.add(base * accumulation, edit_term, locality_term, results)
-        terms = (base, edit_term / accumulation, locality_term / accumulation)
-        total = objective(*terms, args.edit_coef, args.locality_coef)
+        moved = [result.params for result in kept if result.num_steps > 0]
+        locality = batch.compare(moved) / len(kept) if moved else torch.zeros_like(base)
+        self._terms.add(base * accumulation, edit_term, locality, kept, len(results) - len(kept))
+        total = objective(base, edit_term / accumulation, locality / accumulation, args.edit_coef, args.locality_coef)
         # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
         return total + sum(0.0 * parameter.sum() for parameter in editor.parameters())
 
     def _draw(self) -> list[Mapping[str, Any]]:
-        return [self.edit_dataset[row] for row in self._order.rows(self.state.global_step)]
+        return [{"id": row, **self.edit_dataset[row]} for row in self._order.rows(self.state.global_step)]
 
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:
             editor = {f"editor/{name}": value for name, value in self.model.editor.values().items()}
-            logs |= self._terms.means(self.accelerator) | editor
+            logs |= self._terms.means(self.accelerator) | editor | self._finite.counts()
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
-        editor = self.model.editor.parameters()
-        return separate_group(super().create_optimizer(model), editor, self.args.editor_learning_rate)
+        optimizer, editor = super().create_optimizer(model), self.model.editor
+        return separate_group(optimizer, editor.parameters(), self.args.editor_learning_rate)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

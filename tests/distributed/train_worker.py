@@ -127,7 +127,7 @@ def run(name, folder):
     )
     model.editor.to(model.dtype)
     steps, add = [], trainer._terms.add
-    trainer._terms.add = lambda *terms: steps.append(terms[-1][0].num_steps) or add(*terms)
+    trainer._terms.add = lambda *terms: steps.append(terms[3][0].num_steps) or add(*terms)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     state = {key: value.clone() for key, value in model.state_dict().items()}

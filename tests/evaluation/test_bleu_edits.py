@@ -129,7 +129,7 @@ def test_summary(make_evaluator):
     records = [
         {**record, "bleu": evaluator.bleu - 2.0, "num_steps": 3, "num_changed": 6},
         {**record, "bleu": evaluator.bleu + 1.0, "num_steps": 5, "num_changed": 3, "verified": False},
-        {**record, "bleu": evaluator.bleu, "num_steps": 0, "num_changed": 0, "success": False},
+        {**record, "bleu": evaluator.bleu, "num_steps": 0, "num_changed": 0, "success": False, "failure": "nan"},
     ]
     row = evaluator.summarize("ours", records, max_steps=10)
     assert row["name"] == "ours" and row["max_steps"] == 10
@@ -139,7 +139,8 @@ def test_summary(make_evaluator):
     assert row["bleu_drawdown_moved"] == pytest.approx(1.5)  # the third edit took no step
     assert row["bleu_detok_drawdown"] == 0
     assert row["success_rate"] == pytest.approx(2 / 3) and row["verified_rate"] == pytest.approx(2 / 3)
-    assert row["num_steps"] == pytest.approx(8 / 3) and row["already_satisfied"] == pytest.approx(1 / 3)
+    assert row["num_steps"] == pytest.approx(8 / 3) and row["num_failures"] == 1
+    assert row["already_satisfied"] == 0  # no step, but no success either
     assert row["outputs_changed"] == pytest.approx(9 / 3 / NUM_SENTENCES)
     assert (row["num_edits"], row["num_sentences"]) == (3, NUM_SENTENCES)
     low, high = row["intervals"]["bleu_drawdown"]

@@ -289,6 +289,7 @@ def test_summary(test_set):
         "already_satisfied": 0.25,
         "outputs_changed": 14 / 4 / NUM_IMAGES,
         "edit_seconds": 0.5,
+        "num_failures": 0,
         "num_edits": 4,
         "num_images": NUM_IMAGES,
     }
