@@ -9,7 +9,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 
 _NGRAM_ORDER = 4
-_MAX_CACHED_SENTENCES = 2**18
+_REMEMBERED = 4  # translations of each sentence: the unedited model's, and those that several edits lead to
 
 
 class CorpusBleu:
@@ -35,13 +35,13 @@ class CorpusBleu:
             BLEU(lowercase=lowercase, tokenize=tokenize, force=True, references=[[reference]])
             for reference in references
         ]
-        self._cached_row = lru_cache(maxsize=_MAX_CACHED_SENTENCES)(self._row)
+        self._cached_row = lru_cache(maxsize=_REMEMBERED * len(references))(self._row)
 
     def __len__(self) -> int:
         return len(self._scorers)
 
     def sentence_statistics(self, hypotheses: Sequence[str]) -> np.ndarray:
-        """What BLEU counts in each sentence, remembered for each distinct translation of it.
+        """What BLEU counts in each sentence, remembered for the last few translations of it.
 
         Args:
             hypotheses: One translation for each reference; may be empty strings.

@@ -82,7 +82,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
         self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
         self._texts = CorpusBleu(reference_texts, tokenize="13a")
         detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
-        self._detokenize = lru_cache(maxsize=None)(detokenize)
+        self._detokenize = lru_cache(maxsize=4 * len(sources))(detokenize)  # of few edits: most outputs are unedited
         self.before = self._translator(progress="unedited model")
         self.bleu, self.bleu_detok = self._score(self.before)
         self.num_sentences = len(self.before)
