@@ -131,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
     if args.save_patches:
         for number, each in enumerate(patches, start=1):
             each.save_pretrained(folder / f"{number:03d}-{each.fingerprint[:12]}")
-    content = {**results, "arguments": vars(args), **environment()}
+    content = {**results, "config": vars(args), "seed": None, **environment()}  # nothing is drawn
     (folder / "patches.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
 

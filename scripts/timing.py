@@ -15,6 +15,8 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from editable_hf.evaluation.report import environment
+
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on."""
@@ -77,6 +79,7 @@ def finish(results: Mapping[str, Any], ratios: Mapping[str, Any], path: str | No
     if path is not None:
         partial = Path(f"{path}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**results, "ratios": ratios}, indent=2) + "\n", encoding="utf-8")
+        content = {**environment(), **results, "ratios": ratios}
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.rename(path)
     print(json.dumps(ratios))

@@ -6,7 +6,8 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,26 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, git commit, machine and threads."""
-    packages = ("torch", "transformers", "accelerate", "datasets", "sacrebleu", "sentencepiece", "sacremoses")
+    packages = ("torch", "transformers", "accelerate", "datasets", "numpy", "sacrebleu", "sentencepiece", "sacremoses")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "versions": {
             "editable_hf": __version__,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
+            **_versions_of_extras(),
         },
         "commit": _git_commit(),
         "machine": {"device": device, "threads": torch.get_num_threads()},
     }
+
+
+def _versions_of_extras() -> dict[str, str]:
+    found = {}
+    for package in ("optuna", "scikit-learn", "matplotlib"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _git_commit() -> str | None:
