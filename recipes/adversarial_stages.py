@@ -210,7 +210,8 @@ def measure_generalization(
         inputs["max_steps"] = config.evaluation.max_steps
         build = partial(_measure_generalization, config, images, examples, edits, nearest, row, network)
         after = [network, edits.stage, nearest]
-        stage = stages.run(f"generalization-{folder_name(name)}", inputs, after, build)
+        folder = f"generalization-{folder_name(name)}"
+        stage = stages.run(folder, inputs, after, build, every_process=True)
         found.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
     return found
 
@@ -250,6 +251,8 @@ def _measure_generalization(
         seed=config.seed,
         progress=f"generalization, {row['name']}",
     )
+    if not PartialState().is_main_process:
+        return
     with (folder / "edits.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     summary = summarize_generalization(row["name"], records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from editable_hf.core.constraints import ClassConstraint
-from editable_hf.core.editing import AnyEditor, edit, edited
+from editable_hf.core.constraints import ClassConstraint, Constraint
+from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import Record, Request
+from editable_hf.evaluation.edits import Record, Request, edit_record
+from editable_hf.evaluation.sharding import in_groups
+from editable_hf.launch import launched_processes
 from editable_hf.models.extra_block import find_head
 
 Embedding = Callable[[Tensor], Tensor]
@@ -116,38 +119,49 @@ def evaluate_generalization(
         layers: What an edit may move.
         num_augmentations: Of each image, 5 in the paper.
         max_steps: k in Eq. 1; the constraint is that all augmentations get the class.
-        seed: Decides the augmentations.
+        seed: Decides the augmentations, which do not depend on the other requests.
         progress: Title of the progress bar, none if `None`.
 
+    Several processes share the edits; all of them must call this, and get all records.
+
     Returns:
-        One record for each request: `id`, `image_index`, `target`, `neighbour`, `success`, `num_steps`, `before` and
-        `after` (fraction of the neighbour's augmentations with the wanted class), `edit_seconds`.
+        One record for each request: `id`, `image_index`, `target`, `neighbour`, `success`, `num_steps`, `loss_before`,
+        `loss_after`, `before` and `after` (fraction of the neighbour's augmentations with the wanted class),
+        `edit_seconds`.
     """
-    records = []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs too
-        for request in tqdm(list(requests), desc=progress, disable=progress is None, unit="edit"):
-            image, target = request["image_index"], request["target"]
+    requests, records = list(requests), []
+    title = progress if launched_processes().is_main_process else None
+
+    def measure(number: int) -> Record:
+        request = requests[number]
+        image = request["image_index"]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + number)  # `torch.manual_seed` would seed GPUs too
             own = _augmentations(edit_images, image, num_augmentations, model)
             other = _augmentations(neighbour_images, int(neighbours[image]), num_augmentations, model)
-            start = time.perf_counter()
-            result = edit(model, ClassConstraint({"pixel_values": own}, target), editor, layers, max_steps)
-            seconds = time.perf_counter() - start
-            before = _share(model, other, target)
-            with edited(model, result):
-                after = _share(model, other, target)
-            records.append(
-                {
-                    **{key: request[key] for key in ("id", "image_index", "target")},
-                    "neighbour": int(neighbours[image]),
-                    "success": result.success,
-                    "num_steps": result.num_steps,
-                    "before": before,
-                    "after": after,
-                    "edit_seconds": seconds,
-                }
-            )
+        change = partial(edit, model, editor=editor, layers=layers, max_steps=max_steps)
+        return {**_measure(model, request, own, other, change), "neighbour": int(neighbours[image])}
+
+    with tqdm(total=len(requests), desc=title, disable=title is None, unit="edit") as bar:
+        for new in in_groups(range(len(requests)), 1, lambda numbers: [measure(number) for number in numbers]):
+            records += new
+            bar.update(len(new))
     return records
+
+
+def _measure(
+    model: PreTrainedModel, request: Request, own: Tensor, other: Tensor, change: Callable[[Constraint], EditResult]
+) -> Record:
+    """An edit of the images `own`, and the share of the images `other` that have its class before and after it."""
+    target = request["target"]
+    start = time.perf_counter()
+    result = change(ClassConstraint({"pixel_values": own}, target))
+    seconds = time.perf_counter() - start
+    before = _share(model, other, target)
+    with edited(model, result):
+        after = _share(model, other, target)
+    record = edit_record(request, ("id", "image_index", "target"), result, seconds)
+    return {**record, "before": before, "after": after}
 
 
 def summarize_generalization(name: str, records: Sequence[Request]) -> dict[str, Any]:

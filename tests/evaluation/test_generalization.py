@@ -122,8 +122,8 @@ def test_records_by_hand(setup):
         model, rows, own, other, torch.tensor(neighbours), rmsprop(ALPHA), "chain3", seed=3, **options
     )
     assert changed_names(model, before) == []
-    torch.manual_seed(3)
-    for row, record in zip(rows, records, strict=True):
+    for number, (row, record) in enumerate(zip(rows, records, strict=True)):
+        torch.manual_seed(3 + number)
         neighbour = neighbours[row["image_index"]]
         images, similar = augmentations(own, row["image_index"], COUNT), augmentations(other, neighbour, COUNT)
         result = edit(model, ClassConstraint({"pixel_values": images}, row["target"]), rmsprop(ALPHA), "chain3", STEPS)
@@ -141,6 +141,8 @@ def test_records_by_hand(setup):
             "neighbour": neighbour,
             "success": result.success,
             "num_steps": result.num_steps,
+            "loss_before": result.history[0],
+            "loss_after": result.history[-1],
             "before": shares[0],
             "after": shares[1],
         }
