@@ -124,6 +124,7 @@ def _edit(args: argparse.Namespace) -> int:
         "num_rounds": outcome.num_rounds,
         "loss_before": result.history[0],
         "loss_after": result.history[-1],
+        "failure": result.failure,
         "outputs": outcome.outputs,
         "patch": None if outcome.patch is None else args.output,
         "bytes": None if outcome.patch is None else len(outcome.patch.payload),
@@ -145,6 +146,8 @@ def _override(editor, args: argparse.Namespace) -> None:
 
 def _describe_edit(found: dict[str, Any]) -> str:
     outputs = "\n".join(f"  {text}" for text in found["outputs"])
+    if found["failure"] is not None:
+        return f"The edit failed: {found['failure']}; no patch was written. Lower --learning_rate."
     if not found["success"]:
         return (
             f"l_e <= 0 not reached in {found['num_steps']} steps ({found['loss_before']:.2f} -> "

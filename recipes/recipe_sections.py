@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,13 +22,15 @@ class RecipeFile:
         sections: Keys and values of every section by name, empty for one that the file does not have.
 
     Raises:
-        ValueError: For an unknown section, naming those that exist, or what is not a section.
+        ValueError: For what is not YAML, an unknown section, naming those that exist, or what is not a section.
     """
 
     def __init__(self, path: str, names: Iterable[str]):
         self.path, names = path, list(names)
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+        try:
+            content = yaml.safe_load(Path(path).read_bytes())
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid YAML: {error}; see recipes/configs/ for examples.") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold sections, {names}, but holds {content!r:.60}.")
         unknown = set(content) - {*names, "output_dir", "seed"}

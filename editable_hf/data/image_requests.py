@@ -120,7 +120,8 @@ def make_image_requests(
         A dataset with columns `id`, `image_index`, `label`, `target`.
 
     Raises:
-        ValueError: If more requests are asked for than there are images, or the arguments do not match each other.
+        ValueError: If more requests are asked for than there are images, there is but one class, or the arguments do
+            not match each other.
     """
     labels = [int(label) for label in labels]
     _check_request_arguments(num_images, labels, num_classes, num_requests)
@@ -274,4 +275,6 @@ def _check_request_arguments(num_images: int, labels: Sequence[int], num_classes
             f"Expected between 1 and {num_images} edit requests, one an image, but {num_requests} are asked for; "
             "lower `num_requests` or use a larger split."
         )
+    if num_classes < 2:
+        raise ValueError(f"Expected at least 2 classes to edit between, got `num_classes`={num_classes}.")
     _check_classes(labels, num_classes, "labels")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
+from editable_hf.data.text_lines import decode_lines
 from editable_hf.models.beam_search import BeamCache, batches_by_length, longest_decodable, translation_limit
 
 logger = logging.getLogger(__name__)
@@ -253,21 +254,30 @@ def read_edit_requests(
     Raises:
         ValueError: Naming the line that is not JSON or lacks a field.
     """
-    sources, targets = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+    sources, targets = zip(*read_corrections(path), strict=True)
+    return make_edit_requests(model, tokenizer, sources, targets=targets, **kwargs)
+
+
+def read_corrections(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """Sources and the translations wanted, from JSONL as [`read_edit_requests`] takes it; at least one.
+
+    Raises:
+        ValueError: Naming the line that is not JSON or lacks a field, or if there is none.
+    """
+    pairs = []
+    for number, line in enumerate(decode_lines(Path(path).read_bytes(), str(path)), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             source, target = record["source"], record["target"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f'{path}, line {number}: expected {{"source": "...", "target": "..."}}, got {line[:60]!r}.'
             ) from error
         if not isinstance(source, str) or not isinstance(target, str):
             raise ValueError(f"{path}, line {number}: `source` and `target` must be strings, got {line[:60]!r}.")
-        sources.append(source)
-        targets.append(target)
-    if not sources:
+        pairs.append((source, target))
+    if not pairs:
         raise ValueError(f"{path} holds no edit request; write one JSON object with `source` and `target` a line.")
-    return make_edit_requests(model, tokenizer, sources, targets=targets, **kwargs)
+    return pairs

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 COMPRESSIONS = ("", ".gz", ".xz")
+MAX_BYTES = 2**32  # WMT's largest files have less
 
 
 def read_lines(path: Path) -> list[str]:
@@ -21,22 +22,25 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no ordinary file at `path`.
-        ValueError: If the file is cut short, is not compressed as its ending says, or is not UTF-8.
+        ValueError: If the file is cut short, is not compressed as its ending says, is not UTF-8, or holds more than
+            `MAX_BYTES`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected an ordinary file at {path}, but there is none; check the path.")
+    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     try:
-        if path.suffix == ".gz":
-            data = gzip.decompress(path.read_bytes())
-        elif path.suffix == ".xz":
-            data = _decompress_xz(path.read_bytes())
-        else:
-            data = path.read_bytes()
+        with opened(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)  # a small file can unpack to more than the memory holds
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"Expected {path} to be a whole {path.suffix} file, but it is cut short or damaged ({error}); "
             "fetch or copy it again."
         ) from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"Expected {path} to hold at most {MAX_BYTES:,} bytes of text, but it has more; if it really is a corpus, "
+            "cut it into a smaller one."
+        )
     return decode_lines(data, str(path))
 
 
@@ -65,14 +69,3 @@ def decode_lines(data: bytes, name: str) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
-
-
-def _decompress_xz(data: bytes) -> bytes:
-    # lzma.decompress returns what it has got when a stream lacks its end; the decompressor knows whether it came.
-    decompressor = lzma.LZMADecompressor()
-    text = decompressor.decompress(data)
-    if not decompressor.eof:
-        raise EOFError("the end of the stream is missing")
-    if decompressor.unused_data.strip(b"\0"):
-        return text + _decompress_xz(decompressor.unused_data)
-    return text

@@ -175,7 +175,10 @@ def _sample(text: ParallelText, limit: int | None, seed: int) -> ParallelText:
     if limit is None or limit >= len(text):
         return text
     if limit < 1:
-        raise ValueError(f"A split needs at least one pair, but the limit for {text.name!r} is {limit}.")
+        raise ValueError(
+            f"A split needs at least one pair, but the limit for {text.name!r} is {limit}; raise `max_train`, "
+            "`max_validation` or `max_test`, or leave it out for all pairs."
+        )
     return text.select(sorted(random.Random(seed).sample(range(len(text)), limit)))
 
 

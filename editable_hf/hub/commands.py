@@ -51,9 +51,15 @@ def load(name: str, patches: Sequence[str] = ()) -> Loaded:
     A model that was not trained to be editable gets RMSProp on its last decoder layer, or on its third chain.
 
     Raises:
+        OSError: If there is no such folder and the hub does not give it.
         ValueError: If the model is of another kind.
     """
-    config = AutoConfig.from_pretrained(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise OSError(
+            f"Expected the folder or hub id of a model, but {name!r} gives none; check the name. {error}"
+        ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.is_encoder_decoder:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, attn_implementation="eager")

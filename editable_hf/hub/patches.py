@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 from editable_hf.core.editing import EditResult
 from editable_hf.core.editors import LearnableEditor
+from editable_hf.data.json_fields import check_fields, read_object
 from editable_hf.evaluation.report import environment
 from editable_hf.hub.delta import known_encoding
 from editable_hf.hub.fingerprint import fingerprint, short
 from editable_hf.hub.model_card import patch_card
+from editable_hf.hub.patch_fields import AGAIN, PATCH_FIELDS
 from editable_hf.hub.patch_hub import checked_base_model, download_patch, upload_patch
 from editable_hf.hub.patch_names import CARD_NAME, PATCH_NAME, PAYLOAD_NAME
 from editable_hf.hub.patch_record import applied_patches
@@ -246,7 +248,7 @@ class Patch:
         if not folder.is_dir():
             folder = download_patch(str(patch), revision, token)
         try:
-            content = folder.joinpath(PATCH_NAME).read_text(encoding="utf-8")
+            content = read_object(folder / PATCH_NAME, AGAIN)
             payload = folder.joinpath(PAYLOAD_NAME).read_bytes()
         except FileNotFoundError as error:
             raise ValueError(
@@ -254,10 +256,10 @@ class Patch:
                 "give the folder or hub id of a patch, or save it again."
             ) from error
         try:
-            return cls._parse(json.loads(content), payload, str(patch))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            return cls._parse(content, payload, str(patch))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{PATCH_NAME} in {patch} is damaged ({type(error).__name__}: {error}); download or save it again."
+                f"{PATCH_NAME} in {patch} is damaged ({type(error).__name__}: {error}); {AGAIN}."
             ) from error
 
     @classmethod
@@ -271,6 +273,7 @@ class Patch:
         if unknown:
             logger.warning("%s has keys this version does not know and ignores: %s", where, ", ".join(unknown))
         own = {name: content[name] for name in names}
+        check_fields(own, PATCH_FIELDS, f"{PATCH_NAME} in {where}", AGAIN)
         own["tensors"] = {name: TouchedTensor(**each) for name, each in content["tensors"].items()}
         patch = cls(**own, payload=payload)
         known_encoding(patch.encoding)

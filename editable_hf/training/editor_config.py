@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
+from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, TEXT, check_fields, read_object
 from editable_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class EditorConfig:
         """Reads the editor of a checkpoint folder or hub model; `None` if it was not trained to be editable.
 
         Raises:
-            ValueError: If the file is there but is not valid JSON, or holds something else than a JSON object.
+            ValueError: If the file is there but is not valid JSON, or holds something else than such a configuration.
         """
         path = Path(model, EDITOR_CONFIG_NAME)
         if not Path(model).is_dir():
@@ -92,16 +93,24 @@ class EditorConfig:
             path = Path(found)
         if not path.exists():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); download or save the checkpoint again.") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+        content = read_object(path, _AGAIN)
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(content) - known)
         if unknown:
             logger.warning(
                 "%s has keys this version (%s) does not know and ignores: %s", path, __version__, ", ".join(unknown)
             )
+        check_fields(content, _EXPECTED, str(path), _AGAIN)
         return cls(**{key: value for key, value in content.items() if key in known})
+
+
+_AGAIN = "download or save the checkpoint again"
+_EXPECTED = {
+    "editor": TEXT,
+    "hyperparameters": NUMBERS,
+    "layers": NAMES,
+    "max_steps": COUNT,
+    "length_penalty": NUMBER,
+    "learnt": NUMBERS,
+    "library_version": TEXT,
+}
