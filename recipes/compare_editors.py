@@ -31,18 +31,22 @@ from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.paper_tables import TABLE_1, TABLE_2
 from editable_hf.evaluation.report import ERROR_COLUMNS, format_table, write_results
 from editable_hf.evaluation.tuning import TunedEditor, tune_editor
+from editable_hf.training.checkpoints import last_whole_checkpoint
 from editable_hf.training.stages import Stage, Stages
 
 
 def main(config: CompareConfig, editors: list[str] | None = None) -> None:
-    stages, images = Stages(config.output_dir), load_images(config.data, config.seed)
+    stages = Stages(config.output_dir, shared=editors is not None)
+    images = load_images(config.data, config.seed)
     common = {"data": asdict(config.data), "model": asdict(config.model), "seed": config.seed}
-    trained = stages.run("model", {**common, "training": config.training}, [], partial(train, config, images))
+    build = partial(train, config, images)
+    trained = stages.run("model", {**common, "training": config.training}, [], build, every_process=True)
     rows = []
     for editor, layers in cells(
         {name: value for name, value in config.cells.items() if editors is None or name in editors}
     ):
-        tuned = tune(config, images, trained, editor, layers)._asdict()
+        with stages.claimed(f"tuning-{editor}-{layers}"):
+            tuned = tune(config, images, trained, editor, layers)._asdict()
         build = partial(evaluate, config, images, trained, tuned, editor, layers)
         inputs = {**asdict(config.evaluation), "num_edits": num_edits(config, layers), "num_edits_by_layers": None}
         inputs["hyperparameters"] = tuned["hyperparameters"]
@@ -69,8 +73,9 @@ def train(config: CompareConfig, images: ImageSets, folder: Path) -> None:
     if config.model.weights is None:
         args = EditableImageTrainingArguments(str(folder / "checkpoints"), seed=config.seed, **config.training)
         trainer = EditableImageTrainer(model, args, train_dataset=images.train, eval_dataset=images.validation)
-        trainer.train()
-    model.save_pretrained(folder)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
+    if PartialState().is_main_process:
+        model.save_pretrained(folder)
 
 
 def load(trained: Stage, images: ImageSets):

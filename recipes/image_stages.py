@@ -26,6 +26,7 @@ from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.report import ERROR_COLUMNS, format_table, write_results
 from editable_hf.models import ExtraBlockForImageClassification
+from editable_hf.training.checkpoints import train_to
 from editable_hf.training.stages import Stage, Stages
 
 
@@ -220,13 +221,7 @@ def _train(
         eval_dataset=images.validation,
         edit_dataset=None if requests is None else requests.dataset,
     )
-    # The state is written last: a checkpoint without it was cut short by a kill and cannot be resumed from.
-    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    train_to(trainer, folder)
 
 
 def print_table(title: str, paper: list[Row], rows: list[Row], folder: Path) -> None:

@@ -22,6 +22,7 @@ from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.report import write_results
 from editable_hf.evaluation.showcase import showcase
 from editable_hf.models import iwslt_transformer_config
+from editable_hf.training.checkpoints import train_to
 from editable_hf.training.stages import Stage
 
 _CHUNK = 512  # edit requests in one file
@@ -91,14 +92,7 @@ def train_model(
         edit_dataset=None if requests is None else load_from_disk(requests.folder / "train"),
         processing_class=tokenizer,
     )
-    checkpoints = Path(args.output_dir)
-    # The state is written last: a checkpoint without it was cut short by a kill and cannot be resumed from.
-    whole = [path.parent for path in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    train_to(trainer, folder)
 
 
 def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage, folder: Path) -> None:

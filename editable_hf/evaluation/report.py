@@ -86,7 +86,7 @@ def environment() -> dict[str, Any]:
 
 def _versions_of_extras() -> dict[str, str]:
     found = {}
-    for package in ("optuna", "scikit-learn", "matplotlib"):
+    for package in ("pillow", "optuna", "scikit-learn", "matplotlib"):
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
 
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.launch import launched_processes
@@ -57,8 +58,9 @@ def tune_editor(
 ) -> TunedEditor:
     """Finds the hyperparameters with the smallest drawdown among those with which enough edits succeed.
 
-    A study is continued where it was: call again after a kill, or from several runs at once. The processes of one run
-    all call this; they measure the same trial together, and `measure` can share its edits among them.
+    A killed study is continued where it was: call again, and it ends as it would have without the kill. One run at a
+    time may work on a study. Its processes all call this; they measure the same trial together, and `measure` can
+    share its edits among them.
 
     Args:
         measure: Gives `drawdown` and `success_rate` of an editor (an evaluator's `summarize` of its `evaluate`), with
@@ -66,7 +68,7 @@ def tune_editor(
         editor: A key of `EDITORS`.
         storage: SQLite file for the studies, made if missing.
         study_name: Name of this study within the file; another one for anything that `measure` depends on.
-        num_trials: Trials that are completed when this returns, of all runs together.
+        num_trials: Trials that are completed when this returns, those before a kill among them.
         min_success_rate: 95% in the paper.
         seed: Of the sampler.
         progress: Show a progress bar.
@@ -96,7 +98,8 @@ def tune_editor(
         row = measure_values(broadcast_object_list([_suggest(trial, editor, further)])[0])
         trial.set_user_attr("success_rate", row["success_rate"])
         trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
-        return row["drawdown"]
+        # Optuna takes infinity for a result, but not NaN.
+        return math.inf if math.isnan(row["drawdown"]) else row["drawdown"]
 
     trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed, progress)
     return broadcast_object_list([best_trial(trials, min_success_rate)])[0]
@@ -166,14 +169,16 @@ def _continue_study(
     from optuna.trial import TrialState
 
     study = optuna.create_study(storage=url, study_name=name, load_if_exists=True)
-    done = len(study.get_trials(states=[TrialState.COMPLETE]))
-    # Another seed after a kill: the same one would suggest the first trials again.
-    study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=seed + len(study.trials))
-    if done < num_trials:
-        # Other processes may complete some meanwhile.
-        stop = optuna.study.MaxTrialsCallback(num_trials, states=(TrialState.COMPLETE,))
-        study.optimize(objective, n_trials=num_trials - done, callbacks=[stop], show_progress_bar=progress)
-    return study.get_trials(states=[TrialState.COMPLETE])
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    with tqdm(total=num_trials, initial=len(complete), desc="trials", disable=not progress) as bar:
+        while len(complete) < num_trials:
+            # What is suggested depends on the complete trials alone, not on one that a kill left running for ever.
+            options = {"n_startup_trials": 6, "seed": seed + len(complete), "constant_liar": False}
+            study.sampler = optuna.samplers.TPESampler(**options)
+            study.optimize(objective, n_trials=1)
+            complete = study.get_trials(states=[TrialState.COMPLETE])
+            bar.update()
+    return complete
 
 
 def best_trial(trials: Sequence[Any], min_success_rate: float) -> TunedEditor:

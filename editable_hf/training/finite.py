@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from editable_hf.core.editing import EditResult
+from editable_hf.training.term_log import TermLog
 
 
 class FiniteNumbers(TrainerCallback):
     """Watches the edits of a training run, and the gradient of each update after all processes contributed to it.
 
+    An edit is the matter of one process: where that raises, the launcher (`torchrun`, `accelerate launch`) ends the
+    others, which wait for it. Where it leaves an edit out, it takes part in the update with its base loss.
+
     Args:
         skip: Leave out what is not finite, instead of raising `FloatingPointError`.
+        terms: What the terms of the objective were, for the message.
 
     Attributes:
         num_skipped: Updates that were left out so far.
     """
 
-    def __init__(self, skip: bool):
-        self.skip, self.num_skipped = skip, 0
+    def __init__(self, skip: bool, terms: TermLog):
+        self.skip, self.num_skipped, self._terms = skip, 0, terms
         self._requests: list[Any] = []
         self._buffers: dict[str, Tensor] = {}
 
@@ -55,18 +59,21 @@ class FiniteNumbers(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         requests, self._requests = self._requests, []
+        broken, self._terms.not_finite = self._terms.not_finite, []
         if args.fp16:  # its gradient scaler leaves out such updates by itself, and they belong to its work
             return
-        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        # The processes have the same gradient by now, so all come to the same conclusion.
-        if not grads or get_total_norm(grads.values(), torch.inf).isfinite():
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        # The processes have the same gradient by now, so all come to the same conclusion. The norm is quick, but the
+        # squares of large numbers overflow.
+        if get_total_norm(grads).isfinite() or all(grad.isfinite().all() for grad in grads):
             return
         if not self.skip:
-            name = next(name for name, grad in grads.items() if not grad.isfinite().all())
+            # Not the parameter: clipping has spread NaN over all gradients by now.
             raise FloatingPointError(
-                f"The gradient of {name} is not finite in update {state.global_step + 1}, whose edits on this process "
-                f"were for the requests {requests}. No weight was changed by it. Look for values in the data that are "
-                "not finite, lower the learning rates, or leave such updates out by `skip_non_finite=True`."
+                f"The gradient is not finite in update {state.global_step + 1}, whose edits on this process were for "
+                f"the requests {requests}{''.join(f'; {term}' for term in broken)}. No weight was changed by it. Look "
+                "for values in the data that are not finite, lower the learning rates, or leave such updates out by "
+                "`skip_non_finite=True`."
             )
         self.num_skipped += 1
         model.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient

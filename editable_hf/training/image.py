@@ -19,10 +19,11 @@ from editable_hf.data.requests import RequestOrder
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableImageTrainingArguments
 from editable_hf.training.attached_editor import separate_group
+from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.mixin import EditableTrainerMixin
 
 
-class EditableImageTrainer(EditableTrainerMixin, Trainer):
+class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
     """`Trainer` that trains an image classifier so that a few gradient steps on a few layers fix a given mistake.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The base

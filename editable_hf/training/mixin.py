@@ -41,7 +41,8 @@ class EditableTrainerMixin(ABC):
     def _init_editable(self, edit_dataset) -> None:
         args, model = self.args, self.model
         check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
-        self.edit_dataset, self._terms, self._finite = edit_dataset, TermLog(), FiniteNumbers(args.skip_non_finite)
+        self.edit_dataset, self._terms = edit_dataset, TermLog()
+        self._finite = FiniteNumbers(args.skip_non_finite, self._terms)
         self.add_callback(self._finite)
         self.edit_parameters = editable_names(model, args.edit_layers)
         self.teacher = deepcopy(model).eval().requires_grad_(False) if args.base_loss == "distillation" else None
@@ -70,10 +71,9 @@ class EditableTrainerMixin(ABC):
         graph, and DDP averages all gradients because one forward went through the wrapper.
         """
         args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
-        options = {"max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
-        requests = self._draw()
-        constraints = [self.request_constraint(request) for request in requests]
-        results = [edit(self.model, each, editor.build(), self.edit_parameters, **options) for each in constraints]
+        requests, layers = self._draw(), self.edit_parameters
+        options = {"layers": layers, "max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
+        results = [edit(self.model, self.request_constraint(each), editor.build(), **options) for each in requests]
         kept = self._finite.edits(results, requests, self.state.global_step)
         edit_term = torch.stack([edit_loss(result.loss) for result in kept]).mean() if kept else torch.zeros_like(base)
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.

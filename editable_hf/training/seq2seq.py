@@ -19,11 +19,12 @@ from editable_hf.data.requests import request_constraint
 from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
+from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.mixin import EditableTrainerMixin
 
 
-class EditableSeq2SeqTrainer(EditableTrainerMixin, Seq2SeqTrainer):
+class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` that trains a model so that a few gradient steps on a few layers fix a given mistake.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The

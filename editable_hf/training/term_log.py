@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,23 +11,27 @@ from torch import Tensor
 
 from editable_hf.core.editing import EditResult
 
-_OF_EDITS = ("edit_loss", "locality_loss", "edit_success_rate", "edit_num_steps")
+_TERMS = ("base_loss", "edit_loss", "locality_loss", "edit_success_rate", "edit_num_steps", "edits_skipped")
 
 
 class TermLog:
     """Sums each term until the means over all processes are asked for.
 
+    What is not finite is in no mean: the update that it belongs to is left out, or ends the training.
+
     Attributes:
         sums: Sum of each term on this process since the last [`means`].
-        count: How often terms were added.
+        count: How often terms were added since then.
+        not_finite: Terms of the update at work that are not finite, with their values.
     """
 
     def __init__(self):
+        self.not_finite: list[str] = []
         self._reset()
 
     def _reset(self) -> None:
-        self.sums: dict[str, float] = dict.fromkeys(("base_loss", *_OF_EDITS, "edits_skipped"), 0.0)
-        self.count = self._num_edited = 0
+        self.sums: dict[str, float] = dict.fromkeys(_TERMS, 0.0)
+        self.count, self._counts = 0, dict.fromkeys(_TERMS, 0)
 
     def add(
         self, base: Tensor, edit: Tensor, locality: Tensor, results: Sequence[EditResult], num_skipped: int = 0
@@ -36,21 +41,24 @@ class TermLog:
         Where none is left, the means of what belongs to edits do without this micro-batch.
         """
         terms = {"base_loss": base.item(), "edits_skipped": num_skipped / (num_skipped + len(results))}
-        self.count += 1
         if results:
-            self._num_edited += 1
             terms["edit_loss"], terms["locality_loss"] = edit.item(), locality.item()
             terms["edit_success_rate"] = sum(result.success for result in results) / len(results)
             terms["edit_num_steps"] = sum(result.num_steps for result in results) / len(results)
+        self.count += 1
         for name, value in terms.items():
-            self.sums[name] += value
+            if math.isfinite(value):
+                self.sums[name] += value
+                self._counts[name] += 1
+            else:
+                self.not_finite.append(f"{name} is {value}")
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means since the last call; every process must call it. `edits_skipped` is a fraction, there if not 0."""
-        sums = torch.tensor([*self.sums.values(), self.count, self._num_edited], device=accelerator.device)
-        *totals, count, num_edited = accelerator.reduce(sums, reduction="sum").tolist()
-        counts = {name: num_edited if name in _OF_EDITS else count for name in self.sums}
-        means = {name: total / counts[name] for name, total in zip(self.sums, totals, strict=True) if counts[name] > 0}
+        sums = torch.tensor([[*self.sums.values()], [*self._counts.values()]], device=accelerator.device)
+        totals, counts = accelerator.reduce(sums, reduction="sum").tolist()
+        triples = zip(_TERMS, totals, counts, strict=True)
+        means = {name: total / count for name, total, count in triples if count > 0}
         self._reset()
         if not means["edits_skipped"]:
             del means["edits_skipped"]

@@ -85,6 +85,11 @@ def test_weight_that_overflows_is_no_success():
     assert not result.success and result.history == [0.5] and result.params["bias"].item() == 1.7e308
 
 
+def test_numbers_whose_squares_overflow_are_finite():
+    _, result = run(lambda output: output, gd(1e200), Slope(weight=3e200), max_steps=3)
+    assert result.success and result.failure is None and result.num_steps == 2
+
+
 def test_weights_that_are_broken_from_the_start():
     _, result = run(lambda output: output.nan_to_num(-1.0), model=Slope(weight=math.nan))
     assert result.failure == "weight is not finite before the first step" and not result.success
@@ -100,14 +105,53 @@ def test_every_editor_that_steps_too_far(editor):
     assert all(map(math.isfinite, result.history))
 
 
-def test_editor_without_gradient_steps():
+@pytest.mark.parametrize(
+    ("weight", "value", "failure"),
+    [
+        (math.inf, -1.0, "weight is not finite after step 1"),  # though that satisfies the constraint
+        (1.0, math.nan, "l_e is nan after step 1"),
+    ],
+)
+def test_editor_without_gradient_steps(weight, value, failure):
     def choose(model, constraint, params, max_steps):
-        return {name: p * math.nan for name, p in params.items()}, ONE * math.nan, [2.0, math.nan]
+        return {**params, "weight": ONE * weight}, ONE * value, [2.0, value]
 
     model, result = run(lambda output: output, choose)
-    assert result.failure == "l_e is nan for the parameters that were chosen"
+    assert result.failure == failure
     assert not result.success and result.history == [2.0] and result.loss.item() == 2.0
     assert all(torch.equal(result.params[name], p) for name, p in model.named_parameters())
+
+
+def test_editor_without_gradient_steps_that_has_nothing_to_go_by():
+    _, result = run(
+        lambda output: output, lambda model, constraint, params, steps: (params, ONE * math.nan, [math.nan])
+    )
+    assert result.failure == "l_e is nan before the first step" and not result.success and result.num_steps == 0
+
+
+def test_parameter_without_elements():
+    model = Slope()
+    model.none = nn.Parameter(torch.zeros(0, dtype=torch.float64))
+    _, result = run(lambda output: output, model=model, max_steps=20)
+    assert result.success and result.failure is None and result.params["none"].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_steps_of_an_edit_in_half_precision_add_up(dtype, create_graph):
+    """Single steps of a hundredth of the spacing at 3 would all be rounded away."""
+    spacing = torch.finfo(dtype).eps * 2
+    model = Slope(dtype=dtype)
+    start = model.weight.item()
+    goal = torch.tensor(start - 2 * spacing, dtype=dtype)
+    constraint = constraint_of(lambda output: output.double() - goal.double())
+    result = edit(model, constraint, gd(spacing / 100), ["weight"], 1000, create_graph, replay=False)
+    assert result.success and 100 < result.num_steps < 300 and result.params["weight"].dtype == dtype
+    assert result.params["weight"].item() == goal.item()
+    assert result.history[-1] == 0.0 and len(set(result.history)) == 3  # as the model computes, in its precision
+    if create_graph:
+        (grad,) = torch.autograd.grad(result.params["weight"], [model.weight])
+        assert grad.item() == 1.0
 
 
 def test_failed_edit_can_be_applied_and_taken_back():

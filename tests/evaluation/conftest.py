@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from tiny_models import bart_config
 from transformers import BartForConditionalGeneration
+
+from editable_hf.core import Editor, rprop
 
 
 @pytest.fixture
@@ -54,3 +57,15 @@ def bart_template(tokenizer):
 def bart(bart_template):
     """A random BART of three decoder layers in float64, with biases on its logits."""
     return copy.deepcopy(bart_template)
+
+
+@pytest.fixture
+def breaking_editor():
+    """RProp with steps of 1e-6, whose third step is infinite."""
+    plain = rprop(1e-6)
+
+    def update(grads, number):
+        updates, _ = plain.update(grads, plain.init(grads))
+        return {name: value * (math.inf if number == 3 else 1) for name, value in updates.items()}, number + 1
+
+    return Editor(lambda params: 1, update)

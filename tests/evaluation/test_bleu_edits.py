@@ -10,6 +10,7 @@ import sacrebleu
 import torch
 
 from editable_hf import make_edit_requests, rmsprop
+from editable_hf.core import rprop
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_mean
@@ -123,6 +124,24 @@ def test_records_are_those_of_brute_force(
     assert records[1]["bleu"] == evaluator.bleu
 
 
+def without_time(records):
+    return [{key: value for key, value in record.items() if key != "edit_seconds"} for record in records]
+
+
+def test_edit_that_fails_is_measured_as_it_was_before_that(make_evaluator, requests, breaking_editor):
+    evaluator = make_evaluator()
+    expected = without_time(evaluator.evaluate(requests, rprop(1e-6), max_steps=2, progress=None))
+    records = without_time(evaluator.evaluate(requests, breaking_editor, max_steps=5, progress=None))
+    reasons = [record.pop("failure", None) for record in records]
+    assert records == expected and [record["num_steps"] for record in records] == [2, 0, 2]
+    assert reasons[0].endswith(" is not finite after step 3") and reasons[1] is None and reasons[2] == reasons[0]
+
+
+def test_the_same_again(make_evaluator, requests):
+    first, again = (make_evaluator().evaluate(requests, rmsprop(2e-3), max_steps=STEPS, progress=None) for _ in "ab")
+    assert without_time(first) == without_time(again) and first[0]["num_changed"] > 0
+
+
 def test_summary(make_evaluator):
     evaluator = make_evaluator()
     record = {"verified": True, "success": True, "edit_seconds": 0.5, "bleu_detok": evaluator.bleu_detok}
@@ -154,10 +173,6 @@ def test_edits_that_took_no_step_have_no_drawdown(make_evaluator, requests):
     row = evaluator.summarize("held", records)
     assert (row["bleu_drawdown"], row["outputs_changed"], row["already_satisfied"]) == (0.0, 0.0, 1.0)
     assert row["intervals"]["bleu_drawdown"] == [0.0, 0.0]
-
-
-def without_time(records):
-    return [{key: value for key, value in record.items() if key != "edit_seconds"} for record in records]
 
 
 def test_interrupted_evaluation_continues(make_evaluator, requests, tmp_path):

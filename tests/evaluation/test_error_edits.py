@@ -265,6 +265,30 @@ def test_records_of_other_requests(test_set, requests, tmp_path):
 # Tables
 
 
+def test_edits_that_fail_are_measured_as_they_were_before_that(test_set, requests, breaking_editor, tmp_path):
+    evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set, layers="chain3")
+    expected = without_time(evaluator.evaluate(requests, rprop(1e-6), max_steps=2, progress=None))
+    path = tmp_path / "edits.jsonl"
+    records = without_time(evaluator.evaluate(requests, breaking_editor, max_steps=5, progress=None, path=path))
+    reasons = [record.pop("failure", None) for record in records]
+    assert records == expected
+    assert [reason is not None for reason in reasons] == [not record["success"] for record in records]
+    assert any(reasons) and all(reason.endswith(" is not finite after step 3") for reason in reasons if reason)
+    assert [record.get("failure") for record in read_records(path)] == reasons
+
+
+def test_image_that_is_not_finite(test_set, requests):
+    pixels = torch.full_like(test_set[0]["pixel_values"], torch.nan)
+    evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set, layers="chain3")
+    evaluator.edit_images = [{**row, "pixel_values": pixels} for row in test_set]
+    (record,) = evaluator.evaluate(requests.select([0]), rprop(1e-6), max_steps=5, progress=None)
+    assert record["failure"] == "l_e is nan before the first step" and not record["success"]
+    assert record["loss_before"] is None and record["loss_after"] is None  # JSON has no NaN
+    assert record["num_steps"] == record["num_changed"] == 0 and record["error_rate"] == evaluator.error_rate
+    row = evaluator.summarize("broken", [record])
+    assert row["num_failures"] == 1 and row["drawdown"] == 0 and row["already_satisfied"] == 0
+
+
 def test_summary(test_set):
     evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set)
     evaluator.error_rate = 0.25

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
 
+import numpy as np
+import PIL
 import pytest
 import torch
 import transformers
@@ -11,6 +14,14 @@ import transformers
 from editable_hf import __version__
 from editable_hf.evaluation.paper_tables import TABLE_6
 from editable_hf.evaluation.report import environment, format_table, write_results
+
+REPOSITORY = Path(__file__).parents[2]
+PRINTS_ONLY = {"fuzz_readers.py"}
+PROGRAMS = [
+    path
+    for path in sorted([*REPOSITORY.glob("recipes/*.py"), *REPOSITORY.glob("scripts/*.py")])
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.name not in PRINTS_ONLY
+]
 
 ROW = {
     "name": "editable",
@@ -60,7 +71,8 @@ def test_results_hold_what_is_needed_to_get_them_again(tmp_path):
     assert content["rows"] == [ROW]
     assert content["config"] == {"data": {"source": "corpus"}, "name": "Zürich"}
     assert (content["seed"], content["test_name"]) == (3, "valid")
-    assert content["versions"]["torch"] == torch.__version__.split("+")[0] or content["versions"]["torch"]
+    assert content["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert content["versions"]["numpy"] == np.__version__ and content["versions"]["pillow"] == PIL.__version__
     assert content["versions"]["transformers"] == transformers.__version__
     assert content["versions"]["editable_hf"] == __version__
     assert content["machine"]["threads"] == torch.get_num_threads()
@@ -80,3 +92,23 @@ def test_failed_write_keeps_the_old_results(tmp_path):
 def test_environment_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     assert environment()["commit"] is None
+
+
+def called(path, seen=()):
+    """Names of the functions that a program calls, itself or in the modules beside it that it imports from."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    beside = {path.parent / f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom)}
+    for each in beside - {path, *seen}:
+        if each.exists():
+            names |= called(each, (*seen, path))
+    return names
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_every_program_says_what_its_results_depend_on(path):
+    assert called(path) & {"write_results", "environment"}
+
+
+def test_there_are_programs():
+    assert len(PROGRAMS) >= 14

@@ -1,3 +1,7 @@
+import math
+import multiprocessing
+import os
+import signal
 from functools import partial
 from types import SimpleNamespace
 
@@ -136,6 +140,49 @@ def test_killed_study_continues_without_repeating_itself(tmp_path):
     complete = tune_editor(None, "gd", num_trials=6, **options)  # nothing is measured
     assert complete.num_trials == 6
     assert tune_editor(measure, "gd", num_trials=1, **{**options, "study_name": "b"}).num_trials == 1
+
+
+def test_killed_study_ends_as_an_undisturbed_one(tmp_path):
+    options = {"editor": "momentum", "num_trials": 12, "seed": 3, "progress": False, "study_name": "a"}
+    whole = Valley()
+    expected = tune_editor(whole, storage=tmp_path / "whole.db", **options)
+
+    def tune_until(trial):
+        """In another process, which is killed within a trial: that is marked as running for ever."""
+        measure = Valley()
+
+        def killed(editor):
+            if len(measure.calls) == trial:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return measure(editor)
+
+        tune_editor(killed, storage=tmp_path / "s.db", **options)
+
+    # Within the first trials, which are random, and twice within the same of those that depend on earlier ones.
+    for trial in (2, 6, 0):
+        other = multiprocessing.get_context("fork").Process(target=tune_until, args=(trial,))
+        other.start()
+        other.join(60)
+        assert other.exitcode == -signal.SIGKILL
+    rest = Valley()
+    assert tune_editor(rest, storage=tmp_path / "s.db", **options) == expected
+    assert rest.calls == whole.calls[8:]
+    study = optuna.load_study(study_name="a", storage=f"sqlite:///{tmp_path}/s.db")
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("RUNNING") == 3 and states.count("COMPLETE") == 12
+
+
+def test_trial_without_a_number_is_a_bad_one(tmp_path):
+    drawdowns = iter([math.nan, 0.2, math.nan])
+    result = tune_editor(
+        lambda editor: {"drawdown": next(drawdowns), "success_rate": 1.0},
+        "gd",
+        storage=tmp_path / "s.db",
+        study_name="a",
+        num_trials=3,
+        progress=False,
+    )
+    assert (result.drawdown, result.num_trials) == (0.2, 3)
 
 
 def test_most_reliable_where_none_is_reliable_enough():

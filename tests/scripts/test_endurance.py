@@ -12,6 +12,7 @@ def test_nothing_is_left_behind(run_script, tmp_path, task):
     assert done.returncode in (0, 1), done.stderr  # so few edits say nothing of memory and time
     figures = json.loads(path.read_text())
     assert figures["unchanged"] and figures["ratios"] == json.loads(done.stdout.splitlines()[-1])
+    assert figures["config"]["task"] == task and figures["seed"] == 0 and {"versions", "commit"} <= set(figures)
     for key in ("handles", "temporary_files"):
         assert figures["rows"][key]["ratio"] <= 1.0, figures["rows"]
     assert figures["rows"]["memory"]["ratio"] < 1.2 and figures["rows"]["seconds"]["last"] > 0

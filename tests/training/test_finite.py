@@ -79,7 +79,7 @@ def test_gradient_that_is_not_finite_ends_the_training_before_the_weights_are_lo
     )[1]
     with pytest.raises(
         FloatingPointError,
-        match=r"gradient of \S+ is not finite in update \d, whose edits .* requests \[\d\].*No weight",
+        match=r"gradient is not finite in update \d, whose edits .* requests \[\d\]; base_loss is nan.*No weight",
     ):
         trainer.train()
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
@@ -112,6 +112,16 @@ def test_means_of_edits_do_without_micro_batches_that_have_none():
         }
     )
     assert log.count == 0
+
+
+def test_terms_that_are_not_finite_are_named_and_in_no_mean():
+    log, value = TermLog(), torch.tensor
+    result = EditResult({}, True, 2, value(0.0), [1.0, 0.5, 0.0])
+    log.add(value(math.nan), value(3.0), value(math.inf), [result])
+    assert log.not_finite == ["base_loss is nan", "locality_loss is inf"]
+    assert log.means(Accelerator(cpu=True)) == {"edit_loss": 3.0, "edit_success_rate": 1.0, "edit_num_steps": 2.0}
+    log.add(value(2.0), value(0.0), value(0.0), [result])
+    assert log.means(Accelerator(cpu=True))["base_loss"] == 2.0
 
 
 def test_learnable_values_still_get_a_gradient_where_an_edit_is_left_out(make_image_trainer):

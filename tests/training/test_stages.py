@@ -24,7 +24,7 @@ def stages(tmp_path):
 
 
 def names(stages):
-    return sorted(path.name for path in stages.output_dir.iterdir())
+    return sorted(path.name for path in stages.output_dir.iterdir() if path.name != ".lock")
 
 
 def test_built_once(stages, capsys):
@@ -123,6 +123,18 @@ def test_beginnings_from_other_inputs_are_kept_aside(stages):
     assert (stages.output_dir / "model.partial.old1/part").read_text() == "first"
 
 
+def test_kill_before_a_stage_has_its_file_leaves_nothing_to_keep(stages, capsys):
+    partial = stages.output_dir / "model.partial"
+    for left in ([], ["stage.json.tmp"]):
+        partial.mkdir()
+        for name in left:
+            (partial / name).write_text('{"finger')
+        stage = stages.run("model", {"left": left}, [], Builder())
+        assert sorted(path.name for path in stage.folder.iterdir()) == ["result.txt", "stage.json"]
+        assert capsys.readouterr().out == "[model] continues\n"
+    assert names(stages) == ["model", "model.old1"]
+
+
 def test_failed_change_keeps_the_finished_stage(stages):
     stages.run("model", {"size": 1}, [], Builder("good"))
 
@@ -138,7 +150,9 @@ def test_foreign_folder_is_not_taken_for_a_stage(stages):
     folder = stages.output_dir / "data"
     folder.mkdir()
     (folder / "mine.txt").write_text("precious")
-    (folder / "stage.json").write_text("{")
+    for content in ("{", "[]", "{}"):
+        (folder / "stage.json").write_text(content)
+        assert not stages.look("data", {}, [])[1]
     stages.run("data", {}, [], Builder())
     assert (stages.output_dir / "data.old1/mine.txt").read_text() == "precious"
 

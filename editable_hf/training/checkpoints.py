@@ -1,0 +1,153 @@
+"""Checkpoints of a training run that a kill or a full disk leaves whole, and continuing from the last of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+_STAGING = ".saving"
+# A folder without either of them holds no weights, and loading from it fails with a message.
+_ENTRIES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+# The disk's, or the user's share of it: what safetensors and `torch.save` raise has no `errno`.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM_TEXTS = (*(f"os error {number}" for number in _NO_ROOM), "inline_container.cc")
+
+
+class DiskFullError(OSError):
+    """A file of a checkpoint could not be written; `errno` is ENOSPC."""
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint in `folder` that training can be resumed from; `None` without any.
+
+    The trainer's state is written last. A checkpoint without it, or with a part of it, was cut short by a kill, which
+    `get_last_checkpoint` of transformers does not look at.
+    """
+    whole = [path for path in Path(folder).glob("checkpoint-*") if _is_json(path / TRAINER_STATE_NAME)]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return None if last is None else str(last)
+
+
+def train_to(trainer: Trainer, folder: Path) -> None:
+    """Trains on from the last whole checkpoint, if a killed run left one, and saves the model in `folder`."""
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(trainer.args.output_dir))
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+class WholeCheckpoints:
+    """Makes a `Trainer` save so that the checkpoint before stays loadable until the new one is on disk, and resume.
+
+    The first of a trainer's base classes. A disk that is full while saving ends training with a [`DiskFullError`];
+    [`last_whole_checkpoint`] is then what it can be resumed from.
+    """
+
+    def _run_epoch(self, **options) -> None:
+        # transformers 5.23 makes one more update when it resumes from the last checkpoint, if an epoch is not over.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        if not self.args.should_save:
+            return super()._save(folder, state_dict)
+        with replaced_at_once(folder) as staging:
+            super()._save(str(staging), state_dict)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        try:
+            with full_disk_explained(folder):
+                super()._save_checkpoint(model, trial)
+        except DiskFullError:
+            if not _is_json(folder / TRAINER_STATE_NAME):
+                shutil.rmtree(folder, ignore_errors=True)  # `resume_from_checkpoint=True` would take it for whole
+            raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Each process has its own; the trainer's state, which is next, says that all are there.
+        self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def replaced_at_once(folder: str | Path) -> Iterator[Path]:
+    """Gives an empty folder to save a model in; what it then holds replaces that of `folder` by renaming.
+
+    Whatever happens before all of it is on disk, `folder` stays as it was. While the files are renamed it has no
+    weights, which come last: reading it then, or after a kill right then, fails and never mixes two models.
+
+    Raises:
+        DiskFullError: See [`full_disk_explained`].
+    """
+    folder = Path(folder)
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # a killed save's
+    try:
+        with full_disk_explained(staging):
+            staging.mkdir(parents=True)
+            yield staging
+        _move_into(folder, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into(folder: Path, staging: Path) -> None:
+    files = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
+    if any(str(file) in _ENTRIES for file in files):
+        for old in (*(folder / name for name in _ENTRIES), *folder.glob("model-*-of-*.safetensors")):
+            old.unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: str(file) in _ENTRIES):
+        folder.joinpath(file.parent).mkdir(parents=True, exist_ok=True)
+        (staging / file).replace(folder / file)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turns what is raised where files in `folder` cannot be written because the disk is full into one error.
+
+    Raises:
+        DiskFullError: Naming the file, and saying that the checkpoint before is intact.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, DiskFullError) or not _means_full(error):
+            raise
+        name = _unwritten(folder, error)
+        message = (
+            f"Expected room for a checkpoint, but the disk is full: {name} could not be written to {folder} "
+            f"({error}). What was saved before is intact; free some space, then resume from the last checkpoint"
+        )
+        raise DiskFullError(errno.ENOSPC, message) from error
+
+
+def _unwritten(folder: Path, error: Exception) -> str:
+    """Name of the file that could not be written: the last one, unless the error or its kind tells."""
+    written = [(path.stat(), path.name) for path in folder.rglob("*") if path.exists() and not path.is_dir()]
+    if getattr(error, "filename", None):
+        return Path(error.filename).name
+    if isinstance(error, SafetensorError) or not written:  # safetensors removes what it could not finish
+        return SAFE_WEIGHTS_NAME
+    return max(written, key=lambda file: (file[0].st_mtime_ns, -file[0].st_size))[1]
+
+
+def _means_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in _NO_ROOM or any(text in str(error) for text in _NO_ROOM_TEXTS)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
