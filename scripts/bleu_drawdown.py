@@ -24,6 +24,7 @@ from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.paper_tables import TABLE_6
 from editable_hf.evaluation.report import format_table, write_results
 from editable_hf.launch import launched_processes
+from editable_hf.training.run_lock import claim_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,13 +75,16 @@ def check_settings(args: argparse.Namespace, folder: Path) -> None:
     settings, path = {key: value for key, value in vars(args).items() if key != "output_dir"}, folder / "settings.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"{folder} holds a run with other options (see {path}); give another --output_dir.")
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def main(args: argparse.Namespace) -> None:
     folder, processes = Path(args.output_dir), launched_processes()
     with processes.main_process_first():
         check_settings(args, folder)
+    claim_folder(folder)  # a second run would append to the same files
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(processes.device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     editor_config = EditorConfig.from_pretrained(args.model)
