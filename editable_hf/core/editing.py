@@ -59,8 +59,9 @@ def edit(
     """Moves the parameters of `layers` until `constraint` holds or `max_steps` steps were taken (Eq. 1).
 
     The constraint is evaluated before each step and after the last. The edit runs in eval mode, without autocast, and
-    never changes the model: apply the result with [`edited`]. An edit that does not reach its goal is a result, not an
-    error; so is one that meets NaN or infinity, see [`EditResult`].
+    never changes the model: apply the result with [`edited`]. Steps on parameters in half precision are summed in
+    float32. An edit that does not reach its goal is a result, not an error; so is one that meets NaN or infinity, see
+    [`EditResult`].
 
     Args:
         model: Any unwrapped module. With `create_graph`, attention must have a double backward ("eager").
