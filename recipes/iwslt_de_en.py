@@ -3,9 +3,9 @@
     accelerate launch recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
     accelerate launch recipes/iwslt_de_en.py --config recipes/configs/paper.yaml --data path/to/iwslt14
 
-Stages: data, tokenizer, pretrained model, edit requests, baseline and editable model (both continue the pretrained one
-for equally many updates), evaluation. Each leaves a folder in the output folder and is skipped when it is there and
-its inputs are unchanged; a killed run continues where it was.
+Stages: data, tokenizer, pretrained model, edit requests, baseline and editable models (all continue the pretrained one
+for equally many updates), validation where the file asks for it, evaluation. Each leaves a folder in the output folder
+and is skipped when it is there and its inputs are unchanged; a killed run continues where it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from recipe_config import RecipeConfig, load_config
-from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model
+from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model, validate
 
 from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
@@ -56,12 +56,17 @@ def main(config: RecipeConfig) -> None:
     build = partial(prepare_requests, config, parts, pretrained)
     requests = stages.run("requests", options, [*parts, pretrained], build, every_process=True)
     # A model trained longer has less drawdown by itself: the baseline gets exactly as many updates.
-    models = {
-        "baseline": train("baseline", config.finetune, pretrained),
-        "editable": train("editable", {**config.finetune, **config.editable}, pretrained, requests),
-    }
-    build = partial(evaluate, config, parts, requests, models)
+    models = {"baseline": train("baseline", config.finetune, pretrained)}
+    variants = {"editable": {}, **{f"editable-{name}": changes for name, changes in config.variants.items()}}
+    for name, changes in variants.items():
+        models[name] = train(name, {**config.finetune, **config.editable, **changes}, pretrained, requests)
     after = [*parts, requests, *models.values()]
+    if config.evaluation.num_validation_edits:
+        build = partial(validate, config, parts, requests, models)
+        validation = stages.run("validation", asdict(config.evaluation), after, build, every_process=True)
+        if state.is_main_process:
+            print_validation(validation.folder)
+    build = partial(evaluate, config, parts, requests, models)
     results = stages.run("evaluation", asdict(config.evaluation), after, build, every_process=True)
     if state.is_main_process:
         write_card(config, models["editable"].folder, results.folder)
@@ -78,6 +83,11 @@ def write_card(config: RecipeConfig, model: Path, folder: Path) -> None:
     pair = f"{config.data.source_lang}-{config.data.target_lang}"
     names = {"dataset": pair, "dataset_name": results["test_name"]}
     add_results(model, row, task="translation", license=license, **names)
+
+
+def print_validation(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    print(f"\nOn validation sentences:\n{format_table(results['rows'])}\nChosen: {results['chosen']}")
 
 
 def print_results(folder: Path) -> None:

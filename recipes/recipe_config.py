@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class RequestOptions:
     """How many edit requests, and how they are made (section 4.4)."""
 
     num_train: int = 10_000
+    num_validation: int = 0
     num_test: int = 1_000
     num_alternatives: int = 32
     temperature: float = 1.2
@@ -55,7 +57,10 @@ class RequestOptions:
 
 @dataclass
 class EvaluationOptions:
-    """What Table 6 is measured on. The first learning rate applies to both models, the others to the editable one.
+    """What Table 6 is measured on. The first learning rate applies to all models, the others to "editable" alone.
+
+    With `num_validation_edits` the models are compared on validation edits and sentences too, at the first rate, and
+    one is chosen: of the editable models that lose at most `max_bleu_loss` to the baseline the most local one.
 
     `num_beams` is also what the saved models generate with by default, part of their generation config. The training
     stages therefore depend on it: another value trains all models again.
@@ -67,12 +72,16 @@ class EvaluationOptions:
     batch_size: int = 64
     max_steps: int = 10
     learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-4])
+    num_validation_edits: int = 0
+    num_validation_sentences: int = 500
+    max_bleu_loss: float = 0.3
 
 
 @dataclass
 class RecipeConfig:
-    """One run. `training` holds for every model, `pretrain` for the first, `finetune` for baseline and editable model,
-    `editable` for the editable model alone; all four are fields of `EditableSeq2SeqTrainingArguments`."""
+    """One run. `training` holds for every model, `pretrain` for the first, `finetune` for all others, `editable` for
+    the editable ones alone; all four are fields of `EditableSeq2SeqTrainingArguments`. `variants` names further
+    editable models and what they change in `editable`."""
 
     output_dir: str
     seed: int
@@ -85,6 +94,7 @@ class RecipeConfig:
     pretrain: dict[str, Any]
     finetune: dict[str, Any]
     editable: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
 
 
 _SECTIONS = {
@@ -106,6 +116,10 @@ _SMOKE: dict[str, dict[str, Any]] = {
     "pretrain": {"max_steps": 30, "save_steps": 20, "logging_steps": 10, "learning_rate": 5e-3, "warmup_steps": 5},
     "finetune": {"max_steps": 6, "save_steps": 4, "logging_steps": 2},
 }
+_SMOKE_VALIDATION: dict[str, dict[str, Any]] = {
+    "requests": {"num_validation": 4},
+    "evaluation": {"num_validation_edits": 2, "num_validation_sentences": 10},
+}
 
 
 def load_config(
@@ -116,12 +130,29 @@ def load_config(
     Raises:
         ValueError: For an unknown section or key, naming those that exist, or what is not a section.
     """
-    file = RecipeFile(config, [*_SECTIONS, *_TRAINING])
+    file = RecipeFile(config, [*_SECTIONS, *_TRAINING, "variants"])
     file.override({"data": {"source": data}})
     if smoke:
         file.override(_SMOKE)
+        if file.sections["evaluation"].get("num_validation_edits"):
+            file.override(_SMOKE_VALIDATION)
     parsed = file.parse(_SECTIONS)
     training = {name: file.sections[name] for name in _TRAINING}
     for name, values in training.items():
         file.check_training(f"section {name!r}", values, EditableSeq2SeqTrainingArguments)
-    return RecipeConfig(**file.run_options("runs/iwslt_de_en", output_dir, seed, smoke), **parsed, **training)
+    variants = file.sections["variants"]
+    for name, values in variants.items():
+        if not re.fullmatch(r"[\w.-]+", str(name)) or not isinstance(values, dict):
+            raise ValueError(
+                f"{config}, section 'variants': expected names of letters, digits, '.', '_' and '-', each with values "
+                f"for the section 'editable', got {name!r}: {values!r:.60}."
+            )
+        file.check_training(f"variant {name!r}", values, EditableSeq2SeqTrainingArguments)
+    wanted, made = parsed["evaluation"].num_validation_edits, parsed["requests"].num_validation
+    if wanted > made:
+        raise ValueError(
+            f"{config}: section 'evaluation' has `num_validation_edits: {wanted}`, but section 'requests' makes "
+            f"{made} requests for that; raise its `num_validation`."
+        )
+    options = file.run_options("runs/iwslt_de_en", output_dir, seed, smoke)
+    return RecipeConfig(**options, **parsed, **training, variants=variants)

@@ -100,7 +100,10 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
     (splits, tokenizer), state = load_parts(parts), PartialState()
     model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(state.device)
     options = config.requests
-    for split, count in (("train", options.num_train), ("test", options.num_test)):
+    counts = {"train": options.num_train, "validation": options.num_validation, "test": options.num_test}
+    for split, count in counts.items():
+        if count == 0 and split == "validation":
+            continue
         sources = splits[split].shuffle(seed=config.seed)["source"][:count]
         for start in range(0, len(sources), _CHUNK)[state.process_index :: state.num_processes]:
             title = f"{split} requests {start + 1}-{min(start + _CHUNK, len(sources))} of {len(sources)}"
@@ -133,63 +136,106 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
             concatenate_datasets([Dataset.from_parquet(str(path)) for path in chunks]).save_to_disk(folder / split)
 
 
+def validate(
+    config: RecipeConfig, parts: list[Stage], requests: Stage, models: dict[str, Stage], folder: Path
+) -> None:
+    """Compares the models on validation edits and sentences, and names the editable one to take."""
+    options = config.evaluation
+    rows = []
+    for name, stage in models.items():
+        scored = _Scored(config, parts, requests, stage, "validation", options.num_validation_sentences)
+        row, _ = scored.measure(name, options.learning_rates[0], options.num_validation_edits, folder)
+        rows.append(row)
+    if PartialState().is_main_process:
+        chosen = choose_editable(rows, options.max_bleu_loss)
+        write_results(folder / "results.json", rows, asdict(config), config.seed, chosen=chosen)
+
+
+def choose_editable(rows: list[dict[str, Any]], max_bleu_loss: float) -> str:
+    """Of the editable models that lose at most so many points of BLEU to the baseline, the first row, the one with
+    the smallest drawdown; the one with the best BLEU where all lose more."""
+    baseline, *editable = rows
+    close = [row for row in editable if row["bleu"] >= baseline["bleu"] - max_bleu_loss]
+    if close:
+        return min(close, key=lambda row: row["bleu_drawdown"])["name"]
+    return max(editable, key=lambda row: row["bleu"])["name"]
+
+
 def evaluate(
     config: RecipeConfig, parts: list[Stage], requests: Stage, models: dict[str, Stage], folder: Path
 ) -> None:
-    """All processes share the edits; the main one alone writes."""
-    (splits, tokenizer), main = load_parts(parts), PartialState().is_main_process
+    """The rows of Table 6, on test edits and sentences."""
     options = config.evaluation
-    # The same seeded sample that the requests' sources come from: edited sentences are test sentences too.
-    test = splits["test"].shuffle(seed=config.seed)[: options.num_sentences]
-    edits = load_from_disk(requests.folder / "test")
-    edits = edits.select(range(min(options.num_edits, len(edits))))
     names = json.loads((parts[0].folder / "names.json").read_text(encoding="utf-8"))
     rows, drawdowns = [], {}
     for name, stage in models.items():
-        model = MarianMTModel.from_pretrained(stage.folder, attn_implementation="eager").to(PartialState().device)
-        editor_config = EditorConfig.from_pretrained(stage.folder)
-        evaluator = BleuDrawdownEvaluator(
-            model,
-            tokenizer,
-            test["source"],
-            test["target"],
-            test["target_text"],
-            target_lang=config.data.target_lang,
-            layers=editor_config.layers,
-            num_beams=options.num_beams,
-            batch_size=options.batch_size,
-        )
+        scored = _Scored(config, parts, requests, stage, "test", options.num_sentences)
         rates = options.learning_rates if name == "editable" else options.learning_rates[:1]
         for rate in rates:
             title = name if rate == rates[0] else f"{name}, alpha={rate:g}"
-            editor = editor_config.build_editor(learning_rate=rate)
-            records = evaluator.evaluate(
-                edits,
-                editor,
-                max_steps=options.max_steps,
-                length_penalty=editor_config.length_penalty,
-                path=folder / f"edits-{name}-alpha{rate:g}.jsonl",
-                progress=title,
-            )
-            extra = {"editor": {**editor_config.hyperparameters, "learning_rate": rate}}
-            extra["max_steps"] = options.max_steps
-            drawdowns[title] = [abs(evaluator.bleu - record["bleu"]) for record in records]
+            row, drawdowns[title] = scored.measure(title, rate, options.num_edits, folder)
             if title != "baseline" and sum(drawdowns["baseline"]) > 0:
-                extra["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], drawdowns["baseline"])
-            rows.append(evaluator.summarize(title, records, **extra))
-            if main:
+                row["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], drawdowns["baseline"])
+            rows.append(row)
+            if PartialState().is_main_process:
                 write_results(folder / "results.json", rows, asdict(config), config.seed, **names)
-    if not main:
-        return
-    if plots_available():
+        if name == "editable" and PartialState().is_main_process:
+            scored.show(folder)
+    if PartialState().is_main_process and plots_available():
         plot_drawdowns(drawdowns, folder / "drawdown.png", names["name"])
-    record = showcase(
-        evaluator,
-        test["source"],
-        test["target"],
-        editor_config.build_editor(learning_rate=options.learning_rates[0]),
-        max_steps=options.max_steps,
-        length_penalty=editor_config.length_penalty,
-        num_alternatives=config.requests.num_alternatives,
-    )
-    (folder / "showcase.json").write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+class _Scored:
+    """A model of the recipe and the sentences of a split that its edits are measured on.
+
+    All processes share the edits; the main one alone writes.
+    """
+
+    def __init__(
+        self, config: RecipeConfig, parts: list[Stage], requests: Stage, model: Stage, split: str, num_sentences: int
+    ):
+        (splits, tokenizer), self.config, self.name = load_parts(parts), config, model.folder.name
+        # The same seeded sample that the requests' sources come from: edited sentences are among them.
+        self.test = splits[split].shuffle(seed=config.seed)[:num_sentences]
+        self.requests = load_from_disk(requests.folder / split)
+        self.editor = EditorConfig.from_pretrained(model.folder)
+        self.evaluator = BleuDrawdownEvaluator(
+            MarianMTModel.from_pretrained(model.folder, attn_implementation="eager").to(PartialState().device),
+            tokenizer,
+            self.test["source"],
+            self.test["target"],
+            self.test["target_text"],
+            target_lang=config.data.target_lang,
+            layers=self.editor.layers,
+            num_beams=config.evaluation.num_beams,
+            batch_size=config.evaluation.batch_size,
+        )
+
+    def measure(self, title: str, rate: float, num_edits: int, folder: Path) -> tuple[dict[str, Any], list[float]]:
+        """A row of the table, and the drawdown of each edit."""
+        max_steps = self.config.evaluation.max_steps
+        records = self.evaluator.evaluate(
+            self.requests.select(range(min(num_edits, len(self.requests)))),
+            self.editor.build_editor(learning_rate=rate),
+            max_steps=max_steps,
+            length_penalty=self.editor.length_penalty,
+            path=folder / f"edits-{self.name}-alpha{rate:g}.jsonl",
+            progress=title,
+        )
+        hyperparameters = {**self.editor.hyperparameters, "learning_rate": rate}
+        row = self.evaluator.summarize(title, records, editor=hyperparameters, max_steps=max_steps)
+        return row, [abs(self.evaluator.bleu - record["bleu"]) for record in records]
+
+    def show(self, folder: Path) -> None:
+        """Writes what one edit does, as an example."""
+        record = showcase(
+            self.evaluator,
+            self.test["source"],
+            self.test["target"],
+            self.editor.build_editor(learning_rate=self.config.evaluation.learning_rates[0]),
+            max_steps=self.config.evaluation.max_steps,
+            length_penalty=self.editor.length_penalty,
+            num_alternatives=self.config.requests.num_alternatives,
+        )
+        content = json.dumps(record, indent=2, ensure_ascii=False)
+        (folder / "showcase.json").write_text(content, encoding="utf-8")

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig
 
 RECIPES = Path(__file__, "../../../recipes").resolve()
-STAGES = ["baseline", "data", "editable", "evaluation", "pretrained", "requests", "tokenizer"]
+STAGES = ["baseline", "data", "editable", "editable-gd", "evaluation", "pretrained", "requests", "tokenizer"]
+STAGES += ["validation"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,11 @@ def table_of(output):
 
 @pytest.mark.slow
 def test_whole_recipe_twice(corpus, tmp_path):
-    command = [sys.executable, str(RECIPES / "iwslt_de_en.py"), "--config", str(RECIPES / "configs/demo.yaml")]
+    demo = yaml.safe_load((RECIPES / "configs/demo.yaml").read_text())
+    demo["requests"]["num_validation"] = demo["evaluation"]["num_validation_edits"] = 30
+    demo["variants"] = {"gd": {"editor": "gd", "edit_learning_rate": 0.01}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(demo))
+    command = [sys.executable, str(RECIPES / "iwslt_de_en.py"), "--config", str(tmp_path / "config.yaml")]
     command += ["--data", str(corpus), "--output_dir", str(tmp_path / "out"), "--smoke"]
     outputs = []
     for _ in range(2):
@@ -49,7 +55,8 @@ def test_whole_recipe_twice(corpus, tmp_path):
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == STAGES
     assert [line.split("]")[0][1:] for line in first.splitlines() if line.endswith("] starts")] == [
-        *("data", "tokenizer", "pretrained", "requests", "baseline", "editable", "evaluation")
+        *("data", "tokenizer", "pretrained", "requests", "baseline", "editable", "editable-gd"),
+        *("validation", "evaluation"),
     ]
     assert second.count("already there, unchanged") == len(STAGES) and "starts" not in second
     assert table_of(first) == table_of(second)
@@ -58,13 +65,18 @@ def test_whole_recipe_twice(corpus, tmp_path):
     results = json.loads((out / "evaluation/results.json").read_text())
     card = (out / "editable/README.md").read_text()
     assert "- editable" in card and "model-index:" in card and "## Recipe" in card and card.count("## Editing") == 1
-    assert [row["name"] for row in results["rows"]] == ["baseline", "editable"]
+    assert [row["name"] for row in results["rows"]] == ["baseline", "editable", "editable-gd"]
     for row in results["rows"]:
         assert (row["num_edits"], row["num_sentences"]) == (2, 10)
         records = (out / f"evaluation/edits-{row['name']}-alpha0.01.jsonl").read_text().splitlines()
         assert len(records) == 2
     assert results["config"]["data"]["source"] == str(corpus)
     assert "20 sampled of 30 pairs" in results["test_name"] and "20 sampled" in first
+
+    validation = json.loads((out / "validation/results.json").read_text())
+    assert [row["num_edits"] for row in validation["rows"]] == [2, 2, 2]
+    assert f"Chosen: {validation['chosen']}" in first and validation["chosen"] in ("editable", "editable-gd")
+    assert EditorConfig.from_pretrained(out / "editable-gd").editor == "gd"
 
     steps = {name: json.loads((out / name / "trainer_state.json").read_text()) for name in ("baseline", "editable")}
     assert steps["baseline"]["global_step"] == steps["editable"]["global_step"] == 6

@@ -21,7 +21,8 @@ def test_configs_are_found():
 def test_every_config_is_valid(path, smoke, tmp_path):
     config = load_config(str(path), smoke=smoke)
     assert config.model.size in TRANSFORMER_SIZES
-    for options in (config.pretrain, config.finetune, {**config.finetune, **config.editable}):
+    variants = [{**config.finetune, **config.editable, **changes} for changes in ({}, *config.variants.values())]
+    for options in (config.pretrain, config.finetune, *variants):
         args = {**config.training, **options, "bf16": False, "fp16": False, "tf32": None, "use_cpu": True}
         assert EditableSeq2SeqTrainingArguments(str(tmp_path), seed=config.seed, **args).max_steps > 0
     assert all(isinstance(rate, float) and rate > 0 for rate in config.evaluation.learning_rates)
@@ -42,7 +43,7 @@ def test_defaults(write):
     config = load_config(write("seed: 3"))
     assert (config.output_dir, config.seed) == ("runs/iwslt_de_en", 3)
     assert config.data.source == "embedded" and config.evaluation.num_edits == 1_000
-    assert config.training == config.pretrain == config.finetune == config.editable == {}
+    assert config.training == config.pretrain == config.finetune == config.editable == config.variants == {}
 
 
 def test_overrides(write):
@@ -65,3 +66,18 @@ def test_mistakes_in_what_is_trained(write, section):
         load_config(write(f"{section}: 5"))
     with pytest.raises(ValueError, match=f"section {section!r}: .*Did you mean 'max_steps'"):
         load_config(write(f"{section}: {{max_step: 5}}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variants: {a b: {}}", "expected names of letters"),
+        ("variants: {../a: {}}", "expected names of letters"),
+        ("variants: {a: 3}", "expected names of letters"),
+        ("variants: {a: {locality_coeff: 1.0}}", "variant 'a'.*Did you mean 'locality_coef'"),
+        ("requests: {num_validation: 5}\nevaluation: {num_validation_edits: 6}", "makes 5 requests for that"),
+    ],
+)
+def test_wrong_variants_and_validation(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(text))

@@ -80,3 +80,18 @@ def test_chunks_without_a_request_are_left_out(config, parts, tmp_path, monkeypa
 def test_no_request_in_any_chunk(config, parts, tmp_path, monkeypatch, trained_marian):
     with pytest.raises(NoEditRequestsError):
         save_requests(config, parts, tmp_path, monkeypatch, trained_marian, [0, 2, 4])
+
+
+@pytest.mark.parametrize(
+    ("bleu", "drawdown", "chosen"),
+    [
+        ((20.0, 19.8, 19.7), (2.0, 0.5, 0.4), "b"),  # both are close enough: the more local one
+        ((20.0, 19.8, 19.6), (2.0, 0.5, 0.4), "a"),
+        ((20.0, 19.6, 19.5), (0.1, 0.5, 0.4), "a"),  # none is: the better one
+        ((20.0, 21.0, 22.0), (0.1, 0.5, 0.6), "a"),  # the baseline itself is no choice
+    ],
+)
+def test_choice_on_validation_data(bleu, drawdown, chosen):
+    names = ("baseline", "a", "b")
+    rows = [{"name": n, "bleu": b, "bleu_drawdown": d} for n, b, d in zip(names, bleu, drawdown, strict=True)]
+    assert translation_stages.choose_editable(rows, max_bleu_loss=0.3) == chosen
