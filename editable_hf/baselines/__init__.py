@@ -1,8 +1,10 @@
-"""What Editable Training is compared with: the baselines of section 4.1 (Table 3), and a closed-form edit."""
+"""What Editable Training is compared with: the baselines of section 4.1 (Table 3), fine-tuning on
+the corrected example, and a closed-form edit."""
 
 from editable_hf.baselines.cnp import CNPConfig, CNPForImageClassification, ConditionEncoder
 from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
+from editable_hf.baselines.fine_tuning import fine_tune
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "diagonal_fisher",
     "ewc",
     "feature_moment",
+    "fine_tune",
     "flip_labels",
     "normalize_fisher",
     "rank_one",

@@ -1,0 +1,208 @@
+"""Editing against what else one could do about a wrong translation, on the same corrections.
+
+    python scripts/compare_fixes.py --baseline runs/demo/baseline --editable runs/demo/editable
+
+Each correction asks for another wording of a sentence of the embedded corpus. It is made by editing the editable
+model, by editing the baseline, by fine-tuning the baseline on the corrected sentence, by training the baseline further
+with that sentence in every batch, and by a lookup table. Reported for each: does it hold; do other German wordings of
+the sentence (paraphrases) and sentences of the same template (neighbours) follow; do unrelated sentences stay; the
+BLEU drawdown on test sentences; the seconds. Learning rates are chosen on other corrections and validation sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from fix_methods import Method, Request, by_editing, by_fine_tuning, by_retraining
+from tqdm.auto import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.data.embedded.requests import embedded_requests
+from editable_hf.data.moses import MosesPreprocessor
+from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
+from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.evaluation.translator import Translator
+from editable_hf.training.stages import Stages
+
+COLUMNS = {
+    "name": ("", "{}"),
+    "learning_rate": ("alpha", "{:g}"),
+    "holds": ("holds", "{:.1%}"),
+    "paraphrases": ("paraphrases follow", "{:.1%}"),
+    "neighbours": ("neighbours follow", "{:.1%}"),
+    "unrelated": ("unrelated stay", "{:.1%}"),
+    "bleu_drawdown": ("BLEU drawdown", "{:.3f}"),
+    "bleu_drawdown_interval": ("95% interval", "{0[0]:.3f}-{0[1]:.3f}"),
+    "fix_seconds": ("seconds", "{:.2f}"),
+    "num_edits": ("fixes", "{}"),
+}
+MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
+EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
+
+
+class Sentences:
+    """Test sentences of one model and its unedited translations of them."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer, pairs: dict[str, list[str]]):
+        self.translate = Translator(model, tokenizer, pairs["source"], keep_encoded=False)
+        self.bleu = CorpusBleu(pairs["target"])
+        self.before = self.score()
+
+    def score(self) -> float:
+        return self.bleu.score(self.bleu.sentence_statistics(self.translate()))
+
+
+def corrections(model, tokenizer, count: int, seed: int, known: set[str]) -> list[Request]:
+    """Requests with alternatives, of sentences that are not `known`, tokenised as the models' data is."""
+    german, english = MosesPreprocessor("de"), MosesPreprocessor("en")
+
+    def pair(raw: dict[str, str]) -> dict[str, str]:
+        return {"source": german.tokenize(raw["source"]), "target": english.tokenize(raw["target"])}
+
+    rows = []
+    for raw in embedded_requests(2 * count, seed):
+        related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbours", "unrelated")}
+        rows.append({**pair(raw), **related})
+    rows = [row for row in rows if row["source"] not in known][:count]
+    sources, targets = ([row[key] for row in rows] for key in ("source", "target"))
+    requests = make_edit_requests(model, tokenizer, sources, targets=targets, num_alternatives=16, progress=None)
+    return [{**rows[request["id"]], **request} for request in requests]
+
+
+class Comparison:
+    """What all methods are measured on: corrections and sentences, to choose a learning rate and for the table.
+
+    Args:
+        args: The command line's.
+        tokenizer: Of both models.
+        splits: The embedded corpus.
+    """
+
+    def __init__(self, args: argparse.Namespace, tokenizer, splits):
+        self.args, self.tokenizer, self.splits = args, tokenizer, splits
+
+    def fill(self, method: Method, folder: Path) -> None:
+        """Writes `row.json` of a method and the records behind it; what a killed run left there is not repeated."""
+        args, tried = self.args, []
+        requests = corrections(method.model, self.tokenizer, args.num_fixes, args.seed, set())
+        if len(method.learning_rates) > 1:
+            known = {request["source"] for request in requests}
+            others = corrections(method.model, self.tokenizer, args.num_validation, args.seed + 1, known)
+            sentences = self._sentences(method, "validation")
+            for rate in method.learning_rates:
+                records = self._measure(method, others, sentences, rate, folder / f"validation-alpha{rate:g}.jsonl")
+                tried.append({"learning_rate": rate, **summarize(method, records)})
+        rate = best_rate(tried) if tried else method.learning_rates[0]
+        sentences = self._sentences(method, "test")
+        records = self._measure(method, requests[: method.num_fixes], sentences, rate, folder / "fixes.jsonl")
+        row = {**summarize(method, records), "learning_rate": rate, "bleu": sentences.before, "tried": tried}
+        (folder / "row.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+
+    def _sentences(self, method: Method, split: str) -> Sentences:
+        pairs = self.splits[split].shuffle(seed=self.args.seed)[: self.args.num_sentences]
+        return Sentences(method.model, self.tokenizer, pairs)
+
+    def _measure(
+        self, method: Method, requests: list[Request], sentences: Sentences, learning_rate: float, path: Path
+    ) -> list[Request]:
+        """One record for each correction, also in `path`."""
+        records = read_records(path)
+        for request in tqdm(requests[len(records) :], desc=f"{method.name}, {path.stem}", unit="fix"):
+            asked = related_sentences(request)
+            translate = Translator(method.model, self.tokenizer, asked, keep_encoded=False)
+            before = dict(zip(asked, translate(), strict=True))
+            start = time.perf_counter()
+            params = method.fix(request, learning_rate)
+            seconds = time.perf_counter() - start
+            with edited(method.model, params):
+                after, bleu = dict(zip(asked, translate(), strict=True)), sentences.score()
+            if not params:  # the lookup table answers for the one sentence that it has
+                after = after | {request["source"]: request["target"]}
+            record = correction_reach(request, before, after)
+            record |= {"bleu_drawdown": abs(sentences.before - bleu), "fix_seconds": seconds}
+            records.append(record)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        return records
+
+
+def summarize(method: Method, records: list[Request]) -> dict[str, Any]:
+    return summarize_reach(method.name, records, ("bleu_drawdown", "fix_seconds"))
+
+
+def best_rate(tried: list[dict[str, Any]]) -> float:
+    """The rate with the smallest drawdown among those with which enough corrections hold, or with which most do."""
+    best = min(tried, key=lambda row: (max(0.0, MIN_HOLDS - row["holds"]), row["bleu_drawdown"]))
+    return best["learning_rate"]
+
+
+def methods_of(args: argparse.Namespace, tokenizer, train: Dataset) -> list[Method]:
+    device, folders = "cuda" if torch.cuda.is_available() else "cpu", (args.baseline, args.editable)
+    baseline, editable = (
+        AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").to(device).eval()
+        for folder in folders
+    )
+    configs = {folder: EditorConfig.from_pretrained(folder) or EditorConfig() for folder in folders}
+    encoded = train.map(
+        lambda row: tokenizer(row["source"], text_target=row["target"]),
+        batched=True,
+        remove_columns=train.column_names,
+        desc="encoding",
+    )
+    count, methods = args.num_fixes, []
+    for name, model, folder in (("editable", editable, args.editable), ("baseline", baseline, args.baseline)):
+        fix = partial(by_editing, model, tokenizer, configs[folder], args.max_steps)
+        methods.append(Method(f"edit, {name}", model, fix, EDIT_RATES, count))
+    for name, layers in (("all", "*"), ("last decoder layer", "last_decoder_layer")):
+        fix = partial(by_fine_tuning, baseline, tokenizer, layers, args.max_steps)
+        methods.append(Method(f"fine-tune, {name}", baseline, fix, TUNE_RATES, count))
+    fix = partial(by_retraining, baseline, tokenizer, encoded, args.num_updates, args.batch_size)
+    methods.append(Method(f"train on, {args.num_updates} updates", baseline, fix, RETRAIN_RATES, args.num_retrained))
+    return [*methods, Method("lookup table", baseline, lambda request, rate: {}, (0.0,), count)]
+
+
+def main(args: argparse.Namespace) -> None:
+    stages, rows = Stages(args.output_dir), []
+    tokenizer = AutoTokenizer.from_pretrained(args.baseline)
+    splits = load_translation_data("embedded").splits
+    comparison = Comparison(args, tokenizer, splits)
+    settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
+    for method in methods_of(args, tokenizer, splits["train"]):
+        inputs = {**settings, "learning_rates": method.learning_rates}
+        stage = stages.run(
+            method.name.replace(", ", "-").replace(" ", "_"), inputs, [], partial(comparison.fill, method)
+        )
+        rows.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
+        write_results(stages.output_dir / "results.json", rows, settings, args.seed)
+    print(f"\n{format_table(rows, COLUMNS)}\n\nResults: {args.output_dir}/results.json")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", default="runs/demo/baseline", help="model that was not trained to be edited")
+    parser.add_argument("--editable", default="runs/demo/editable", help="model that was")
+    parser.add_argument("--num_fixes", type=int, default=60, help="corrections for each row of the table")
+    parser.add_argument("--max_steps", type=int, default=100, help="steps at most of an edit and of fine-tuning")
+    parser.add_argument("--num_retrained", type=int, default=15, help="the same where the model is trained on")
+    parser.add_argument("--num_updates", type=int, default=200, help="updates of a model that is trained on")
+    parser.add_argument("--batch_size", type=int, default=32, help="sentences in such an update")
+    parser.add_argument("--num_validation", type=int, default=10, help="corrections that learning rates are chosen on")
+    parser.add_argument("--num_sentences", type=int, default=300, help="sentences that BLEU is measured on")
+    parser.add_argument("--seed", type=int, default=0, help="of the corrections and the sentences")
+    parser.add_argument("--output_dir", default="runs/compare_fixes", help="folder for the results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,76 @@
+"""The ways to correct a translation that compare_fixes.py compares."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+
+from editable_hf import EditorConfig
+from editable_hf.baselines import fine_tune
+from editable_hf.core.editors import Params
+from editable_hf.evaluation.verified_edit import decode, verified_edit
+
+Request = dict[str, Any]
+Fix = Callable[[Request, float], Params]
+
+
+class Method(NamedTuple):
+    """A way to correct a model.
+
+    Attributes:
+        name: For the table.
+        model: The model that it starts from.
+        fix: `fix(request, learning_rate)` gives the corrected parameters by name; none for the lookup table.
+        learning_rates: What is tried.
+        num_fixes: Corrections at most, for a method that takes long.
+    """
+
+    name: str
+    model: PreTrainedModel
+    fix: Fix
+    learning_rates: Sequence[float]
+    num_fixes: int
+
+
+def by_editing(
+    model, tokenizer, config: EditorConfig, max_steps: int, request: Request, learning_rate: float
+) -> Params:
+    editor = config.build_editor(learning_rate=learning_rate)
+    how = {"max_steps": max_steps, "max_rounds": 10}
+    return verified_edit(model, tokenizer, [request], editor, config.layers, **how).result.params
+
+
+def by_fine_tuning(model, tokenizer, layers: str, max_steps: int, request: Request, learning_rate: float) -> Params:
+    rows = {"input_ids": request["source_ids"], "labels": request["target_ids"]}
+    inputs = {key: torch.tensor([ids], device=model.device) for key, ids in rows.items()}
+
+    def holds(tuned: PreTrainedModel) -> bool:
+        return decode(tuned, tokenizer, request["source_ids"]) == list(request["target_ids"])
+
+    how = {"learning_rate": learning_rate, "max_steps": max_steps}
+    return fine_tune(model, inputs, holds, layers=layers, **how).params
+
+
+def by_retraining(
+    model, tokenizer, train: Dataset, num_updates: int, batch_size: int, request: Request, learning_rate: float
+) -> Params:
+    """Further updates with dropout, each on random training sentences and the corrected one."""
+    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    corrected = {"input_ids": request["source_ids"], "labels": request["target_ids"]}
+    corrected["attention_mask"] = [1] * len(request["source_ids"])
+    trained = copy.deepcopy(model).train()
+    own = {name: param for name, param in trained.named_parameters() if param.requires_grad}
+    optimizer = torch.optim.AdamW(own.values(), learning_rate, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_updates):
+        drawn = torch.randint(len(train), (batch_size - 1,), generator=generator).tolist()
+        batch = collate([*(train[index] for index in drawn), corrected]).to(model.device)
+        optimizer.zero_grad()
+        trained(**batch).loss.backward()
+        optimizer.step()
+    return {name: param.detach() for name, param in own.items()}
