@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test style quality clean
+.PHONY: install demo test results style quality clean
 
 # Installed again only when what is to be installed changed.
 $(VENV)/installed: setup.py editable_hf/version.py
@@ -18,6 +18,9 @@ demo: install
 
 test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
+
+results: install
+	$(BIN)/python scripts/results_page.py
 
 style: install
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from editable_hf.analysis.edit_space import EditSpace, describe_edits, embed_edi
 from editable_hf.analysis.plots import plots_available
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.report import format_table
+from editable_hf.evaluation.report import format_table, write_results
 from editable_hf.training.stages import Stages
 
 COLUMNS = {
@@ -122,8 +123,9 @@ def _report(
         }
         for name, space in spaces.items()
     ]
+    write_results(folder / "figure_2.json", summary, asdict(config), config.seed)
     print(f"\nFigure 2. Edits that took a step, and the drawdown they cause.\n{format_table(summary, COLUMNS)}")
-    print(f"\nPictures and their data: {folder}/{{{','.join(tables)}}}.{{png,parquet}}")
+    print(f"\nPictures and their data: {folder}/{{{','.join(tables)}}}.{{png,parquet}}, figure_2.json")
 
 
 def _components(curve: Tensor, share: float) -> int | str:

@@ -57,7 +57,7 @@ class RequestOptions:
 
 @dataclass
 class EvaluationOptions:
-    """What Table 6 is measured on. The first learning rate applies to all models, the others to "editable" alone.
+    """What Table 6 is measured on. The first learning rate applies to all models, the others to editable ones.
 
     With `num_validation_edits` the models are compared on validation edits and sentences too, at the first rate, and
     one is chosen: of the editable models that lose at most `max_bleu_loss` to the baseline the most local one.

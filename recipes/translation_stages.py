@@ -170,7 +170,7 @@ def evaluate(
     rows, drawdowns = [], {}
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "test", options.num_sentences)
-        rates = options.learning_rates if name == "editable" else options.learning_rates[:1]
+        rates = options.learning_rates[:1] if name == "baseline" else options.learning_rates
         for rate in rates:
             title = name if rate == rates[0] else f"{name}, alpha={rate:g}"
             row, drawdowns[title] = scored.measure(title, rate, options.num_edits, folder)

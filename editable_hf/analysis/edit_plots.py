@@ -28,7 +28,7 @@ def plot_drawdown_by_class(drawdowns: Mapping[str, Tensor], classes: Sequence[st
     """
     pyplot = import_pyplot()
     figure, panels = pyplot.subplots(
-        1, len(drawdowns), figsize=(1.2 + 3.6 * len(drawdowns), 4.2), layout="constrained", squeeze=False, sharey=True
+        1, len(drawdowns), figsize=(1.2 + 3.6 * len(drawdowns), 5.0), layout="constrained", squeeze=False, sharey=True
     )
     highest = max(float(100 * values.nan_to_num(0).max()) for values in drawdowns.values())
     for axes, (name, values) in zip(panels[0], drawdowns.items(), strict=True):
@@ -39,7 +39,7 @@ def plot_drawdown_by_class(drawdowns: Mapping[str, Tensor], classes: Sequence[st
         axes.set(title=name, xlabel="class of the test images")
     panels[0, 0].set_ylabel("class of the edited image")
     figure.colorbar(image, ax=panels[0].tolist(), label="drawdown (points)", shrink=0.75)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")  # the panels are square: room is left above them
     pyplot.close(figure)
 
 

@@ -130,3 +130,35 @@ def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], 
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     save_figure(figure, axes, path)
+
+
+def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, label: str, scale: float = 1) -> None:
+    """Draws one number of each row with its interval, and the paper's number for the row where it has one.
+
+    Args:
+        rows: With `name`, `key`, `intervals` and, from the paper, `paper_KEY`.
+        key: What is drawn.
+        path: PNG file to write.
+        label: Of the axis.
+        scale: What the numbers are multiplied by, e.g. 100 for percentages.
+
+    Raises:
+        ImportError: Without matplotlib, naming the extra.
+    """
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
+    places = range(len(rows), 0, -1)
+    means = [scale * row[key] for row in rows]
+    below = [scale * (row[key] - row["intervals"][key][0]) for row in rows]
+    above = [scale * (row["intervals"][key][1] - row[key]) for row in rows]
+    axes.errorbar(means, places, xerr=[below, above], fmt="o", color=COLOURS[1], capsize=3, label="ours")
+    pairs = zip([row.get(f"paper_{key}") for row in rows], places, strict=True)
+    theirs = [(scale * value, place) for value, place in pairs if value is not None]
+    if theirs:
+        axes.plot(*zip(*theirs, strict=True), "D", color=COLOURS[0], markerfacecolor="none", label="paper")
+    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.set_xlabel(label)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
+    save_figure(figure, axes, path)

@@ -47,19 +47,17 @@ ERROR_COLUMNS = {
 }
 
 
-def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]] = BLEU_COLUMNS) -> str:
+Columns = Mapping[str, tuple[str, str]]
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Columns = BLEU_COLUMNS) -> str:
     """A plain-text table of result rows; a value that a row does not have is left empty.
 
     Args:
         rows: As returned by an evaluator's `summarize`, or a table of [`paper_tables`].
         columns: Title and format of each column by key, e.g. `BLEU_COLUMNS` or `ERROR_COLUMNS`.
     """
-    lines = [[title for title, _ in columns.values()]]
-    for row in rows:
-        values = {**row, **{f"{key}_interval": value for key, value in row.get("intervals", {}).items()}}
-        lines.append(
-            ["" if values.get(key) is None else form.format(values[key]) for key, (_, form) in columns.items()]
-        )
+    lines = _cells(rows, columns)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.ljust(width) if first == 0 else cell.rjust(width) for first, (cell, width) in enumerate(pairs))
@@ -68,8 +66,25 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
+def format_markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns = BLEU_COLUMNS) -> str:
+    """The same table as Markdown; cells must not hold `|`."""
+    titles, *lines = (f"| {' | '.join(line)} |" for line in _cells(rows, columns))
+    return "\n".join([titles, f"|---{'|---:' * (len(columns) - 1)}|", *lines])
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str]]:
+    """The lines of a table, the titles first."""
+    lines = [[title for title, _ in columns.values()]]
+    for row in rows:
+        values = {**row, **{f"{key}_interval": value for key, value in row.get("intervals", {}).items()}}
+        lines.append(
+            ["" if values.get(key) is None else form.format(values[key]) for key, (_, form) in columns.items()]
+        )
+    return lines
+
+
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, git commit, machine and threads."""
+    """What a result depends on besides its configuration: versions, git commit when loaded, machine and threads."""
     packages = ("torch", "transformers", "accelerate", "datasets", "numpy", "sacrebleu", "sentencepiece", "sacremoses")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
@@ -79,7 +94,7 @@ def environment() -> dict[str, Any]:
             **{package: version(package) for package in packages},
             **_versions_of_extras(),
         },
-        "commit": _git_commit(),
+        "commit": _COMMIT,
         "machine": {"device": device, "threads": torch.get_num_threads()},
     }
 
@@ -94,7 +109,9 @@ def _versions_of_extras() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """Commit of the checkout this package runs from, `-dirty` with uncommitted changes; `None` outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():  # where it is installed, git would find the checkout of something else, if any
+        return None
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
@@ -106,6 +123,10 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
+
+
+# Read with the code that runs: by the time that results are written, the checkout may be at another commit.
+_COMMIT = _git_commit()
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seed: int, **extra: Any):

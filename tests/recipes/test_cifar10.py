@@ -129,6 +129,8 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     for name in ("drawdown_by_class", "edit_space", "explained_variance"):
         assert {row["model"] for row in Dataset.from_parquet(str(out / f"{name}.parquet"))} == {"plain", "again"}
         assert (out / f"{name}.png").stat().st_size > 5_000
+    summary = json.loads((out / "figure_2.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == ["plain", "again"] and summary["seed"] == 0
 
 
 def test_killed_run_continues_to_the_same_result(config, tmp_path, monkeypatch):

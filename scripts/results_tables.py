@@ -1,0 +1,161 @@
+"""The parts of the page of results: which files, which columns, and the paper's row for each of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from editable_hf.evaluation.paper_tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
+from editable_hf.evaluation.report import BLEU_COLUMNS, ERROR_COLUMNS
+
+Row = Mapping[str, Any]
+Columns = dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: Same.
+        prefix: How the names of its files begin. Files that differ in `-seedN` alone are one table.
+        text: What the reader must know first.
+        columns: Of the table.
+        paper: The paper's row for each of ours, by name or by `name, layers`.
+        shown: Which of its numbers stand beside ours.
+        drawn: Key and label of what is drawn, and what it is multiplied by; nothing if not given.
+    """
+
+    title: str
+    prefix: str
+    text: str
+    columns: Columns
+    paper: Mapping[str, Row] = field(default_factory=dict)
+    shown: Sequence[str] = ()
+    drawn: tuple[str, str, float] | None = None
+
+
+def _chosen(columns: Mapping[str, tuple[str, str]], *keys: str) -> Columns:
+    return {key: columns[key] for key in keys}
+
+
+_SECONDS = {"edit_seconds": ("seconds", "{:.2f}")}
+_BLEU = {
+    **_chosen(BLEU_COLUMNS, "name", "bleu", "bleu_detok", "bleu_drawdown", "bleu_drawdown_interval"),
+    **_chosen(BLEU_COLUMNS, "bleu_drawdown_signed", "success_rate", "verified_rate", "num_steps", "outputs_changed"),
+    **_SECONDS,
+    **_chosen(BLEU_COLUMNS, "num_edits", "num_sentences"),
+}
+_ERROR = {
+    **_chosen(ERROR_COLUMNS, "name", "layers", "error_rate", "drawdown", "drawdown_interval"),
+    **_chosen(ERROR_COLUMNS, "success_rate", "num_steps", "already_satisfied"),
+    **_SECONDS,
+    **_chosen(ERROR_COLUMNS, "num_edits", "num_images"),
+}
+_FIX = {"name": ("", "{}"), "learning_rate": ("rate", "{:g}"), "holds": ("holds", "{:.1%}")}
+_FIX_COST = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{}")}
+_FIXES = {
+    **_FIX,
+    "paraphrases": ("paraphrases follow", "{:.1%}"),
+    "neighbours": ("neighbours follow", "{:.1%}"),
+    "unrelated": ("unrelated stay", "{:.1%}"),
+    **_chosen(BLEU_COLUMNS, "bleu_drawdown", "bleu_drawdown_interval"),
+    **_FIX_COST,
+}
+_IMAGE_FIXES = {
+    **_FIX,
+    "augmented": ("augmented follow", "{:.1%}"),
+    "augmented_before": ("before", "{:.1%}"),
+    **_chosen(ERROR_COLUMNS, "drawdown", "drawdown_interval"),
+    "outputs_changed": ("changed", "{:.2%}"),
+    **_FIX_COST,
+}
+_FIGURE_2 = {
+    "name": ("", "{}"),
+    "num_edits": ("edits", "{}"),
+    "own_class_ratio": ("drawdown of the own class / of others", "{:.2f}"),
+    "components_50": ("components for 50% of the variance", "{}"),
+    "components_90": ("for 90%", "{}"),
+}
+
+_ORDER_OF_TABLE_3 = [
+    "published, GD all",
+    "published, chain3",
+    "editable, GD all",
+    "editable, GD chain3",
+    "editable c_loc=0.03, chain3",
+    "editable, chain3",
+    "editable+CNP, chain3",
+    "published, GD+EWC chain3",
+    "published, RMSProp+EWC chain3",
+    "DkNN k=10",
+    "DkNN k=100",
+]
+_ORDER_OF_TABLE_4 = ["published, extra", "control, extra", "editable, extra"]
+_ORDER_OF_TABLE_6 = ["baseline", "editable", "editable, alpha=0.0003"]
+_LAYERS = {f"{name}, {part}": {"drawdown": value} for name, row in TABLE_2.items() for part, value in row.items()}
+_EDITORS = {f"{row['name'].removeprefix('paper: ')}, chain3": row for row in TABLE_1}
+
+_OURS = "Ours: the published ResNet-20 (0.27 M parameters, three chains, 8.27% error) in place of ResNet-18 (11 M)."
+
+SECTIONS = [
+    Section(
+        "Table 6: translation",
+        "table_6",
+        "The paper: IWSLT14 De-En, 160,239 training pairs, fairseq's model, 1,000 edits, 6,750 sentences. Ours: the "
+        "recipe's `small` model (7 M parameters). All models continue the same pretrained one for equally many "
+        "updates. `editable` has the paper's weights of the terms: 100 for a sum over a batch, 0.03 for a mean over "
+        "its tokens.",
+        _BLEU,
+        dict(zip(_ORDER_OF_TABLE_6, TABLE_6, strict=True)),
+        ("bleu", "bleu_drawdown", "success_rate", "num_steps"),
+        ("bleu_drawdown", "BLEU drawdown of an edit (points)", 1),
+    ),
+    Section(
+        "Tables 1 and 2: editors and layers",
+        "tables_1_2",
+        f"{_OURS} No network here was trained to be editable; each editor is tuned on validation images. For editors "
+        "other than GD and RMSProp the paper gives the best layers only, without saying which.",
+        _ERROR,
+        {**_EDITORS, **_LAYERS},
+        ("drawdown",),
+        ("drawdown", "drawdown of the error rate (points)", 100),
+    ),
+    Section(
+        "Tables 3 and 4: Editable Training and what it is compared with",
+        "table_3",
+        f"{_OURS} Editable networks and controls continue it for equally many updates. The rows of the extra layer "
+        "are Table 4's roles; the paper's numbers there are ResNet-18's on ImageNet.",
+        _ERROR,
+        {
+            **dict(zip(_ORDER_OF_TABLE_3, TABLE_3, strict=True)),
+            **dict(zip(_ORDER_OF_TABLE_4, (TABLE_4["resnet18"][number] for number in (1, 2, 4)), strict=True)),
+        },
+        ("drawdown", "success_rate"),
+        ("drawdown", "drawdown of the error rate (points)", 100),
+    ),
+    Section(
+        "Figure 2: what edits do inside",
+        "figure_2",
+        "Edits of test images to random classes, those that took a step. The paper describes 4,500.",
+        _FIGURE_2,
+    ),
+    Section(
+        "What else one could do about a wrong translation",
+        "fixes-translation",
+        "Corrections to another wording, on the embedded corpus. Paraphrases are other German wordings of the same "
+        "sentence and neighbours sentences of the same template: both should follow. Unrelated sentences should stay. "
+        "Edits and fine-tuning go on until decoding gives the wanted sentence, or 100 steps.",
+        _FIXES,
+        drawn=("bleu_drawdown", "BLEU drawdown of a correction (points)", 1),
+    ),
+    Section(
+        "What else one could do about a wrong class",
+        "fixes-images",
+        "Test images of CIFAR-10 that the published network gets wrong, corrected to their true class. Augmented: "
+        "crops and mirror images of the same image.",
+        _IMAGE_FIXES,
+        drawn=("drawdown", "drawdown of the error rate (points)", 100),
+    ),
+]
