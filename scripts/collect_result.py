@@ -26,8 +26,8 @@ def without_paths(value: Any) -> Any:
     return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 
-def collect(path: Path, name: str, command: str, folder: Path) -> Path:
-    """Writes `folder/name.json`.
+def collect(path: Path, name: str, command: str, note: str | None, folder: Path) -> Path:
+    """Writes `folder/name.json`, with a `note` on how it came about where the command alone does not say it.
 
     Raises:
         ValueError: If `path` is no results file, or was written by a checkout with changes that no commit has.
@@ -42,7 +42,8 @@ def collect(path: Path, name: str, command: str, folder: Path) -> Path:
         )
     folder.mkdir(exist_ok=True)
     target = folder / f"{name}.json"
-    text = json.dumps({"command": command, **without_paths(content)}, indent=1, ensure_ascii=False)
+    made_by = {"command": command} if note is None else {"command": command, "note": note}
+    text = json.dumps({**made_by, **without_paths(content)}, indent=1, ensure_ascii=False)
     temporary = target.with_suffix(".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(target)
@@ -51,7 +52,7 @@ def collect(path: Path, name: str, command: str, folder: Path) -> Path:
 
 def main(args: argparse.Namespace) -> None:
     try:
-        print(f"Written: {collect(Path(args.results), args.name, args.command, Path(args.folder))}")
+        print(f"Written: {collect(Path(args.results), args.name, args.command, args.note, Path(args.folder))}")
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
@@ -61,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("results", help="results.json of a run")
     parser.add_argument("--name", required=True, help="name in results/; the page finds its table by how it begins")
     parser.add_argument("--command", required=True, help="what made it, with capitals for what a user has elsewhere")
+    parser.add_argument("--note", help="what else a reader must know: interruptions, parts of other commits")
     parser.add_argument("--folder", default="results", help="where to put it")
     return parser.parse_args()
 

@@ -61,7 +61,7 @@ def source_line(content: Mapping[str, Any]) -> str:
     versions = f"torch {content['versions']['torch']}, transformers {content['versions']['transformers']}"
     return (
         f"- `{content['command']}`: seed {content['seed']}, commit {content['commit']}, {machine['device']} with "
-        f"{machine['threads']} threads, {versions}."
+        f"{machine['threads']} threads, {versions}. {content.get('note', '')}".rstrip()
     )
 
 

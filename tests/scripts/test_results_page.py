@@ -28,6 +28,7 @@ def write_run(path, seed, rows, commit="0123456789ab", **others):
 def collect(run_script, tmp_path):
     def run(path, name):
         options = ["--name", name, "--command", f"recipes/x.py --seed {name[-1]}", "--folder", tmp_path / "results"]
+        options += ["--note", "In two pieces."] if name.endswith("seed2") else []
         return run_script("collect_result.py", path, *options)
 
     return run
@@ -59,6 +60,7 @@ def test_page_of_three_runs_and_one(run_script, collect, tmp_path):
     alone = dict(zip(lines[4], lines[6], strict=True))
     assert (alone["drawdown"], alone["95% interval"]) == ("0.250", "0.150-0.350")
     assert "On validation edits the choice is: editable, editable, editable." in page
+    assert page.count("In two pieces.") == 1
     for seed in range(3):
         assert f"`recipes/x.py --seed {seed}`: seed {seed}, commit 0123456789ab, a machine" in page
     assert (tmp_path / "results/table_6-corpus.png").stat().st_size > 5_000
