@@ -12,6 +12,7 @@ or a model that a refused patch has changed. Exits with 1 if there is any.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -20,12 +21,14 @@ import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_damage import damaged, damaged_json
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -40,32 +43,6 @@ from editable_hf.data.wit3 import TEST_SETS, read_wit3
 from editable_hf.hub import Patch, apply_patches
 
 SECONDS = 5
-ODD_BYTES = [
-    b"",
-    b"\0",
-    b"\xff\xfe",
-    b"\n\n",
-    b"<!DOCTYPE x [<!ENTITY a 'b'>]>",
-    b"../",
-    b'"',
-    b"{" * 2000,
-    b"9" * 5000,
-]
-ODD_VALUES = [
-    None,
-    True,
-    -1,
-    10**400,
-    1e308,
-    float("nan"),
-    "",
-    "x" * 10_000,
-    "../../etc",
-    [],
-    {},
-    [[]],
-    {"a": {"b": 1}},
-]
 
 
 class Tiny(PreTrainedModel):
@@ -77,63 +54,6 @@ class Tiny(PreTrainedModel):
         super().__init__(config)
         self.linear = nn.Linear(6, 5)
         self.post_init()
-
-
-def damaged(original: bytes) -> st.SearchStrategy[bytes]:
-    """A file with a few bits flipped, pieces cut out, put in or repeated."""
-
-    @st.composite
-    def draw_one(draw: Callable) -> bytes:
-        data = bytearray(original)
-        for _ in range(draw(st.integers(1, 4))):
-            at, length = draw(st.integers(0, len(data))), draw(st.integers(0, 64))
-            kind = draw(st.sampled_from(["flip", "cut", "put", "repeat", "end"]))
-            if kind == "flip" and at < len(data):
-                data[at] ^= 1 << draw(st.integers(0, 7))
-            elif kind == "cut":
-                del data[at : at + length]
-            elif kind == "put":
-                data[at:at] = draw(st.sampled_from(ODD_BYTES) | st.binary(max_size=32))
-            elif kind == "repeat":
-                data[at:at] = data[at : at + length] * draw(st.integers(1, 50))
-            else:
-                del data[at:]
-        return bytes(data)
-
-    return draw_one()
-
-
-def damaged_json(original: bytes) -> st.SearchStrategy[bytes]:
-    """A JSON file with a value of its tree replaced, removed or renamed, or damaged as any other file."""
-    places = list(_places(json.loads(original)))
-
-    @st.composite
-    def draw_one(draw: Callable) -> bytes:
-        content = json.loads(original)
-        parent, key = content, None
-        for key in draw(st.sampled_from(places))[:-1]:
-            parent = parent[key]
-        keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
-        key = draw(st.sampled_from(keys))
-        kind = draw(st.sampled_from(["replace", "remove", "rename", "nest"]))
-        if kind == "replace":
-            parent[key] = draw(st.sampled_from(ODD_VALUES) | st.floats() | st.text(max_size=20))
-        elif kind == "nest":
-            return json.dumps(content).replace(json.dumps(key), "[" * 100_000, 1).encode()
-        else:
-            value = parent.pop(key)
-            if kind == "rename" and isinstance(parent, dict):
-                parent[draw(st.text(max_size=10))] = value
-        return json.dumps(content).encode()
-
-    return draw_one() | damaged(original)
-
-
-def _places(tree: Any, path: tuple = ()) -> Any:
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield (*path, key)
-        if isinstance(value, dict | list) and value:
-            yield from _places(value, (*path, key))
 
 
 Reader = tuple[st.SearchStrategy[bytes], Callable[[bytes], Any]]
@@ -160,18 +80,21 @@ def wit3_files() -> dict[str, bytes]:
 
 
 def archive_reader(folder: Path) -> Reader:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    """As .tgz, and as .tar and .zip, whose headers are not behind a checksum."""
+    tar, zipped = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(zipped, "w") as other:
         for name, content in wit3_files().items():
             member = tarfile.TarInfo(f"de-en/{name}")
-            member.size = len(content)
+            member.size, member.pax_headers = len(content), {"comment": "ä"}
             archive.addfile(member, io.BytesIO(content))
+            other.writestr(f"de-en/{name}", content)
 
     def read(data: bytes) -> None:
         (folder / "de-en.tgz").write_bytes(data)
         read_wit3(folder / "de-en.tgz")
 
-    return damaged(buffer.getvalue()), read
+    kinds = (gzip.compress(tar.getvalue()), tar.getvalue(), zipped.getvalue())
+    return st.one_of(*map(damaged, kinds)), read
 
 
 def xml_reader(folder: Path) -> Reader:
@@ -220,6 +143,16 @@ def applied(model: Tiny, folder: Path) -> None:
     vars(model).pop("_held_patches", None)
 
 
+def refingerprinted(data: bytes) -> bytes:
+    """`patch.json` with the fingerprint of what it says, as an attacker would see to."""
+    try:
+        content = json.loads(data)
+        named = json.dumps([1, content["encoding"], content["parent"], content["tensors"]], sort_keys=True)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return data
+    return json.dumps({**content, "fingerprint": hashlib.sha256(named.encode()).hexdigest()}).encode()
+
+
 def patch_reader(folder: Path) -> Reader:
     model = patch_files(folder)
 
@@ -227,20 +160,31 @@ def patch_reader(folder: Path) -> Reader:
         (folder / "patch.json").write_bytes(data)
         applied(model, folder)
 
-    return damaged_json((folder / "patch.json").read_bytes()), read
+    strategy = damaged_json((folder / "patch.json").read_bytes())
+    return strategy | strategy.map(refingerprinted), read
 
 
 def payload_reader(folder: Path) -> Reader:
     model = patch_files(folder)
-    content, payload = json.loads((folder / "patch.json").read_text()), folder / "patch.safetensors"
+    content, path = json.loads((folder / "patch.json").read_text()), folder / "patch.safetensors"
 
     def read(data: bytes) -> None:
         content["payload"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         (folder / "patch.json").write_text(json.dumps(content))
-        payload.write_bytes(data)
+        path.write_bytes(data)
         applied(model, folder)
 
-    return damaged(payload.read_bytes()), read
+    payload = path.read_bytes()
+    end = 8 + int.from_bytes(payload[:8], "little")
+
+    def with_header(header: bytes) -> bytes:
+        return len(header).to_bytes(8, "little") + header + payload[end:]
+
+    def with_dtype(header: bytes, dtype: str) -> bytes:
+        return with_header(header.replace(b'"U8"', f'"{dtype}"'.encode()))
+
+    other = st.builds(with_dtype, st.just(payload[8:end]), st.sampled_from(["I8", "BOOL", "F8_E4M3", "U16", "F32"]))
+    return damaged(payload) | damaged_json(payload[8:end]).map(with_header) | other, read
 
 
 def editor_reader(folder: Path) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ class Expected(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    # A whole number can be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _are_numbers(value: Any) -> bool:
@@ -41,6 +42,24 @@ NAMES = Expected("a list of names", _are_names)
 OBJECT = Expected("an object", lambda value: isinstance(value, dict))
 
 
+def parse_json(data: str | bytes) -> Any:
+    """What a JSON text holds, if it can be written again.
+
+    Raises:
+        ValueError: For what is no JSON: `NaN` and `Infinity`, half of a surrogate pair, or nesting without end, too.
+    """
+    try:
+        content = json.loads(data, parse_constant=_refuse)
+        json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
 def read_object(path: Path, again: str) -> dict[str, Any]:
     """The JSON object that a file holds.
 
@@ -53,8 +72,8 @@ def read_object(path: Path, again: str) -> dict[str, Any]:
         ValueError: If it holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {again}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}; {again}.")

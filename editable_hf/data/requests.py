@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
+from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import decode_lines
 from editable_hf.models.beam_search import BeamCache, batches_by_length, longest_decodable, translation_limit
 
@@ -269,9 +269,9 @@ def read_corrections(path: str | os.PathLike) -> list[tuple[str, str]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             source, target = record["source"], record["target"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f'{path}, line {number}: expected {{"source": "...", "target": "..."}}, got {line[:60]!r}.'
             ) from error

@@ -5,12 +5,17 @@ For German-English this gives 160,239 training, 7,283 validation and 6,750 test 
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
@@ -26,6 +31,13 @@ VALIDATION_EVERY = 23
 
 # The files of the release have some 60 MB together; an archive far beyond that is not WIT3's.
 MAX_ARCHIVE_BYTES = 2**30
+MAX_HEADER_BYTES = 2**20
+# RuntimeError: zipfile's for a password, NotImplementedError for what it cannot unpack, RecursionError for headers of
+# headers. ValueError: numbers of any kind in headers.
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OSError, OverflowError, RuntimeError, ValueError),
+)
 _MAX_WORD_CHARACTERS = 1000
 
 _METADATA_LINE = re.compile(r"<url>|<talkid>|<keywords>")
@@ -164,32 +176,60 @@ def _get(files: Mapping[str, bytes], name: str, path: Path) -> bytes:
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     try:
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
-        return _read_tar(path)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_tar(path)
+    except _RefusedArchive:
+        raise
+    except _DAMAGED as error:
         raise ValueError(
-            f"Expected {path} to be a whole .tgz, .tar or .zip archive, but it is cut short or damaged ({error}); "
-            "download it again."
+            f"Expected {path} to be a whole .tgz, .tar or .zip archive without a password, but it is cut short or "
+            f"damaged ({error}); download it again."
         ) from error
 
 
 def _read_tar(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     num_bytes = 0
-    with tarfile.open(path, "r:*") as archive:
+    with _opened(path) as stream, tarfile.open(fileobj=_Headers(stream), mode="r:") as archive:
         for member in archive:
             num_bytes += member.size
             _check_size(path, num_bytes)
-            if member.isreg() and _wanted(name := Path(member.name).name):
-                # extractfile gives a stream; nothing is written, so a member's path and mode have no effect.
-                stream = archive.extractfile(member)
-                assert stream is not None  # None is for members that are not regular files
-                _add(files, name, stream.read(), path)
+            if member.isreg() and not member.issparse() and _wanted(name := Path(member.name).name):
+                # Nothing is written, so a member's path and mode have no effect.
+                stream.seek(member.offset_data)
+                _add(files, name, stream.read(member.size), path)
         # tarfile stops at the end mark of the archive; the checksum of the compressed data comes only after it.
-        while archive.fileobj.read(2**20):
-            pass
+        while rest := stream.read(2**20):
+            num_bytes += len(rest)
+            _check_size(path, num_bytes)
     return files
+
+
+def _opened(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        start = file.read(6)
+    by_start = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    return next((opened for magic, opened in by_start.items() if start.startswith(magic)), open)(path, "rb")
+
+
+class _Headers:
+    """A stream from which tarfile reads headers alone: not too many bytes of them, and without a way back.
+
+    tarfile itself would read a header of any size, and go back to where a negative size leads, perhaps for ever.
+    """
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._left, self.tell = stream, MAX_HEADER_BYTES, stream.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if size < 0 or self._left < 0:
+            raise tarfile.ReadError(f"it has more than {MAX_HEADER_BYTES:,} bytes of headers")
+        return self._stream.read(size)
+
+    def seek(self, position: int) -> None:
+        if position < self.tell() - 1:  # by one, to see whether the last block is whole
+            raise tarfile.ReadError("it has a file of negative size")
+        self._stream.seek(position)
 
 
 def _read_zip(path: Path) -> dict[str, bytes]:
@@ -204,9 +244,13 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     return files
 
 
+class _RefusedArchive(ValueError):
+    """What is wrong is not damage."""
+
+
 def _check_size(path: Path, num_bytes: int) -> None:
     if num_bytes > MAX_ARCHIVE_BYTES:
-        raise ValueError(
+        raise _RefusedArchive(
             f"Expected {path} to be WIT3's release of one language pair, but it unpacks to {num_bytes:,} bytes or "
             f"more and at most {MAX_ARCHIVE_BYTES:,} are read; unpack it yourself and give the folder."
         )
@@ -214,7 +258,7 @@ def _check_size(path: Path, num_bytes: int) -> None:
 
 def _add(files: dict[str, bytes], name: str, data: bytes, path: Path) -> None:
     if name in files:
-        raise ValueError(
+        raise _RefusedArchive(
             f"Expected one {name} in {path}, but there are several; unpack it and give the folder of one pair."
         )
     files[name] = data

@@ -11,9 +11,25 @@ def _is_editor(value: Any) -> bool:
     return isinstance(value, dict) and TEXT.holds(value.get("name")) and NUMBERS.holds(value.get("hyperparameters"))
 
 
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 0 and all(map(_is_tensor, value.values()))
+
+
+def _is_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"dtype", "shape", "before", "after"}
+        and isinstance(value["shape"], list)
+        and all(map(COUNT.holds, value["shape"]))
+        and all(TEXT.holds(value[name]) for name in ("dtype", "before", "after"))
+    )
+
+
 AGAIN = "download or save the patch again"
 PATCH_FIELDS = {
-    "tensors": OBJECT,
+    "format": COUNT,
+    "fingerprint": TEXT,
+    "tensors": Expected("`dtype`, `shape`, `before` and `after` by name of a parameter", _are_tensors),
     "encoding": TEXT,
     "model_class": TEXT,
     "base_model": TEXT.or_none(),

@@ -98,6 +98,8 @@ def moved_tensors(
         streams = safetensors.numpy.load(payload)
         own: dict[str, dict[str, np.ndarray]] = {name: {} for name in tensors}
         for key, plane in streams.items():
+            if plane.dtype != np.uint8 or plane.ndim != 1:
+                raise ValueError(f"{key} holds {plane.dtype} {plane.shape}, and not bytes")
             name, stream = key.rsplit("/", 1)
             own[name][stream] = plane
         return {name: move(own[name], tensor) for name, tensor in tensors.items()}

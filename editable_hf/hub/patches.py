@@ -264,6 +264,7 @@ class Patch:
 
     @classmethod
     def _parse(cls, content: dict[str, Any], payload: bytes, where: str) -> Patch:
+        check_fields(content, PATCH_FIELDS, f"{PATCH_NAME} in {where}", AGAIN)
         if content["format"] > _FORMAT:
             raise ValueError(
                 f"{where} has format {content['format']}, and this version of editable_hf reads {_FORMAT}; upgrade it."
@@ -273,7 +274,6 @@ class Patch:
         if unknown:
             logger.warning("%s has keys this version does not know and ignores: %s", where, ", ".join(unknown))
         own = {name: content[name] for name in names}
-        check_fields(own, PATCH_FIELDS, f"{PATCH_NAME} in {where}", AGAIN)
         own["tensors"] = {name: TouchedTensor(**each) for name, each in content["tensors"].items()}
         patch = cls(**own, payload=payload)
         known_encoding(patch.encoding)

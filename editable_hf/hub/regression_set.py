@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import COMPRESSIONS, read_lines
 
 _FORMATS = (
@@ -74,9 +75,9 @@ def _parse_line(path: Path, number: int, line: str, parse) -> tuple[str, str | N
 
 def _parse_json(line: str) -> tuple[str, str | None]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _LineError("a JSON object", f"{_shortened(line)} ({error.msg}, column {error.colno})") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise _LineError("a JSON object", f"{_shortened(line)} ({error})") from error
     source = row.get("source") if isinstance(row, dict) else None
     if not isinstance(source, str):
         raise _LineError('a JSON object with the text "source"', _shortened(line))

@@ -1,5 +1,8 @@
+import gzip
 import io
 import tarfile
+import time
+import tracemalloc
 import zipfile
 
 import pytest
@@ -220,3 +223,72 @@ def test_bad_utf8_is_an_error(tmp_path):
     files[f"train.tags.{PAIR}.de"] = files[f"train.tags.{PAIR}.de"].replace(b"Satz Nummer 1.", b"S\xe4tze.")
     with pytest.raises(ValueError, match=r"train\.tags\.de-en\.de to be UTF-8, but line 6 has the byte 0xe4"):
         read_wit3(write_tar(tmp_path / "a.tgz", files))
+
+
+def header(kind, size, name="x"):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf()
+
+
+def padded(data):
+    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def negative_size():
+    """A header whose size leads back to itself."""
+    block = bytearray(header(tarfile.AREGTYPE, 0))
+    block[124:136] = (-tarfile.BLOCKSIZE).to_bytes(12, "big", signed=True)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return header(tarfile.AREGTYPE, 0) + block
+
+
+def sparse(count):
+    """A file with as many holes as one likes, each of which is a number in memory."""
+    named = (b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.name=a")
+    fields = b"".join(b"%d %s\n" % (len(field) + 4, field) for field in named)
+    body = b"%d\n" % count + b"1\n" * (2 * count)
+    return header(tarfile.XHDTYPE, len(fields)) + padded(fields) + header(tarfile.REGTYPE, len(body)) + padded(body)
+
+
+HOSTILE = {
+    "a huge extended header": lambda: header(tarfile.XHDTYPE, 2**29) + bytes(2**26),
+    "a huge long name": lambda: header(tarfile.GNUTYPE_LONGNAME, 2**29) + bytes(2**26),
+    "headers of headers": lambda: header(tarfile.XHDTYPE, 0) * 5000,
+    "a number of 5,000 digits": lambda: header(tarfile.XHDTYPE, 5010) + padded(b"9" * 5000 + b" a=b\n" + b" " * 5),
+    "a negative size": negative_size,
+    "holes without end": lambda: sparse(2**20),
+    "headers without end": lambda: header(tarfile.AREGTYPE, 0) * 2**15,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_tar_is_refused_at_once(tmp_path, name):
+    (tmp_path / "de-en.tgz").write_bytes(gzip.compress(HOSTILE[name]() + bytes(1024), 1))
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(ValueError, match="cut short or damaged"):
+        read_wit3(tmp_path / "de-en.tgz")
+    seconds, (_, most) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 10 and most < 50e6
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [((6, 8), "password required"), ((8, 10), "compression method is not supported")],  # flags, method
+)
+def test_zip_that_cannot_be_unpacked_is_refused(tmp_path, places, reason):
+    path = tmp_path / "de-en.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in release().items():
+            archive.writestr(name, content)
+    data = bytearray(path.read_bytes())
+    for signature, offset in zip((b"PK\3\4", b"PK\1\2"), places, strict=True):
+        at = -1
+        while (at := data.find(signature, at + 1)) >= 0:
+            data[at + offset] = 97 if reason.startswith("compression") else 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"without a password, but it is cut short or damaged .*{reason}"):
+        read_wit3(path)
