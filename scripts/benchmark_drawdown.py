@@ -216,7 +216,7 @@ def main(args: argparse.Namespace) -> None:
         "memo_hit_rate_fairseq_size": round(large["memo"]["hit_rate"], 3),
         "memo_gigabytes": round(max(result["memo"]["peak_bytes"] for result in results.values()) / 1e9, 3),
     }
-    finish({"machine": machine, "options": vars(args), **results}, ratios, args.json)
+    finish({"machine": machine, "config": vars(args), "seed": 0, **results}, ratios, args.json)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def main(args: argparse.Namespace) -> None:
     for name, value in ranges.items():
         print(f"{name:<36} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
-    finish({"machine": machine, "checks": checks, "seconds": seconds, "ranges": ranges}, ratios, args.json)
+    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks}
+    finish({**results, "seconds": seconds, "ranges": ranges}, ratios, args.json)
 
 
 if __name__ == "__main__":

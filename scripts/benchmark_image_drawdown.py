@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     chain, chain_ratio = measure(model, "chain3", args, args.num_edits)
     wrapped = ExtraBlockForImageClassification.from_backbone(model, 64 if args.size == "tiny" else 4096).to(device)
     extra, extra_ratio = measure(wrapped, "extra", args, 100)
-    results = {"machine": describe_machine(device), "chain3": chain, "extra": extra, "arguments": vars(args)}
+    results = {"machine": describe_machine(device), "config": vars(args), "seed": 0, "chain3": chain, "extra": extra}
     finish(results, {"drawdown_speedup_chain3": chain_ratio, "drawdown_speedup_extra": extra_ratio}, args.json)
 
 

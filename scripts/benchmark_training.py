@@ -275,8 +275,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"peak memory at 4,000 tokens, MiB: {memory}")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
     ratios["peak_memory_ratio"] = round(memory["k10"] / memory["k0"], 3)
-    results = {"machine": machine, "checks": checks, "seconds": seconds, "ranges": ranges, "memory_mib": memory}
-    finish(results, ratios, args.json)
+    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "seconds": seconds}
+    finish({**results, "ranges": ranges, "memory_mib": memory}, ratios, args.json)
 
 
 if __name__ == "__main__":

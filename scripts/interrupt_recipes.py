@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from editable_hf.evaluation.report import environment, format_table
+from editable_hf.evaluation.report import format_table, write_results
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CONFIGS = {
@@ -148,8 +148,7 @@ def main(args: argparse.Namespace) -> None:
     rows = []
     for recipe in args.recipes:
         rows.append(interrupt(recipe, args.kills, args.seed, output))
-        content = {"rows": rows, "config": vars(args), "uncompared": sorted(UNCOMPARED), **environment()}
-        (output / "interruptions.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_results(output / "interruptions.json", rows, vars(args), args.seed, uncompared=sorted(UNCOMPARED))
     print(f"\n{format_table(rows, COLUMNS)}\n\nResults: {output / 'interruptions.json'}")
     if any(row["different"] or row["repeated"] for row in rows):
         raise SystemExit(1)

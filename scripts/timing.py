@@ -75,7 +75,10 @@ def format_seconds(seconds: Mapping[str, list[float]]) -> str:
 
 
 def finish(results: Mapping[str, Any], ratios: Mapping[str, Any], path: str | None) -> None:
-    """Writes everything to `path` if given, and prints the named ratios as the last line, one JSON object."""
+    """Writes everything to `path` if given, and prints the named ratios as the last line, one JSON object.
+
+    `results` hold the command's arguments as `config` and its `seed`, as in what `write_results` writes.
+    """
     if path is not None:
         partial = Path(f"{path}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)

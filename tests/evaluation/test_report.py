@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +15,16 @@ import torch
 import transformers
 
 from editable_hf import __version__
+from editable_hf.evaluation import report
 from editable_hf.evaluation.paper_tables import TABLE_6
-from editable_hf.evaluation.report import environment, format_table, write_results
+from editable_hf.evaluation.report import format_table, write_results
 
 REPOSITORY = Path(__file__).parents[2]
-PRINTS_ONLY = {"fuzz_readers.py"}
+NO_RESULTS = {"fuzz_readers.py", "collect_result.py", "results_page.py"}  # they print, or pass on those of others
 PROGRAMS = [
     path
     for path in sorted([*REPOSITORY.glob("recipes/*.py"), *REPOSITORY.glob("scripts/*.py")])
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.name not in PRINTS_ONLY
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.name not in NO_RESULTS
 ]
 
 ROW = {
@@ -89,9 +93,62 @@ def test_failed_write_keeps_the_old_results(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_environment_outside_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert environment()["commit"] is None
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """Runs git in a new repository, `tmp_path`."""
+    for name in os.environ:
+        if name.startswith("GIT_"):  # a hook that runs the tests has its own repository in them
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+
+    def run(*command):
+        done = subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    run("init", "--quiet")
+    return run
+
+
+def load_report(folder):
+    """`report.py` as a process loads it where the package lies in `folder`."""
+    path = folder / "editable_hf/evaluation/report.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(report.__file__, path)
+    spec = importlib.util.spec_from_file_location("report_elsewhere", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@needs_git
+def test_commit_is_the_one_that_was_loaded(git, tmp_path):
+    (tmp_path / "model.py").write_text("1")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    loaded, first = load_report(tmp_path), git("rev-parse", "--short=12", "HEAD")
+    (tmp_path / "model.py").write_text("2")
+    edited = load_report(tmp_path)
+    git("commit", "--quiet", "--all", "--message", "second")
+    second = git("rev-parse", "--short=12", "HEAD")
+    assert loaded.environment()["commit"] == first != second
+    assert edited.environment()["commit"] == f"{first}-dirty"
+    assert load_report(tmp_path).environment()["commit"] == second
+
+
+@needs_git
+def test_installed_package_has_no_commit(git, tmp_path):
+    git("commit", "--quiet", "--allow-empty", "--message", "a project with its environment in it")
+    assert load_report(tmp_path / "venv/lib/site-packages").environment()["commit"] is None
+
+
+def test_no_commit_without_git(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert load_report(tmp_path).environment()["commit"] is None
 
 
 def called(path, seen=()):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -42,13 +44,23 @@ def module():
 
 
 @pytest.fixture
-def interrupt(module, tmp_path, monkeypatch):
-    """Runs the script's work with a made-up recipe."""
+def recipe(module, tmp_path, monkeypatch):
+    """Writes a made-up recipe, the only one."""
     monkeypatch.setattr(module, "RECIPES", tmp_path)
     monkeypatch.setattr(module, "CONFIGS", {"fake": "none.yaml"})
 
-    def run(flaw="pass", starts="0"):
+    def write(flaw="pass", starts="0"):
         (tmp_path / "fake.py").write_text(RECIPE.format(flaw=flaw, starts=starts))
+
+    return write
+
+
+@pytest.fixture
+def interrupt(module, recipe, tmp_path):
+    """Runs the script's work with a made-up recipe."""
+
+    def run(**wrong):
+        recipe(**wrong)
         output = tmp_path / "out"
         output.mkdir()
         return module.interrupt("fake", 4, 0, output)
@@ -78,6 +90,16 @@ def test_stage_that_is_touched_again_is_found(interrupt):
 def test_recipe_that_fails_is_said(interrupt):
     with pytest.raises(SystemExit, match=r"fake.py .* ended with 1:\n(.|\n)*ZeroDivisionError"):
         interrupt(starts="1 / 0")
+
+
+def test_file_says_what_it_is_of(module, recipe, tmp_path, capsys):
+    recipe()
+    args = Namespace(recipes=["fake"], kills=1, seed=5, output_dir=str(tmp_path / "out"))
+    module.main(args)
+    content = json.loads((tmp_path / "out/interruptions.json").read_text())
+    assert [(row["name"], row["kills"], row["different"]) for row in content["rows"]] == [("fake", 1, 0)]
+    assert content["config"] == vars(args) and content["seed"] == 5 and "train_loss" in content["uncompared"]
+    assert {"versions", "commit", "machine"} <= set(content) and "finished stages touched" in capsys.readouterr().out
 
 
 def test_all_recipes_are_there(module):
