@@ -114,7 +114,7 @@ def _git_commit() -> str | None:
         return None
     try:
         result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+            ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -45,7 +45,8 @@ class FiniteNumbers(TrainerCallback):
             if result.failure is not None and not self.skip:
                 raise FloatingPointError(
                     f"The edit for request {request.get('id')} failed in update {step + 1}: {result.failure}. Look "
-                    "at that request, lower `edit_learning_rate`, or leave such edits out by `skip_non_finite=True`."
+                    "at that request and at the batch of this update, lower `edit_learning_rate`, or leave such edits "
+                    "out by `skip_non_finite=True`."
                 )
         return [result for result in results if result.failure is None]
 
