@@ -155,8 +155,8 @@ SECTIONS = [
         "What else one could do about a wrong class",
         "fixes-images",
         "Test images of CIFAR-10 that the published network gets wrong, corrected to their true class. Augmented: "
-        "crops and mirror images of the same image. Drawdown is measured on other test images. Edits and fine-tuning go "
-        "on until the class is predicted, or 100 steps.",
+        "crops and mirror images of the same image. Drawdown is measured on other test images. Edits and fine-tuning "
+        "go on until the class is predicted, or 100 steps.",
         _IMAGE_FIXES,
         drawn=("drawdown", "drawdown of the error rate (points)", 100),
     ),
