@@ -3,6 +3,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Two workers share the cores with the processes that they start: threads that wait must not spin.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["OMP_THREAD_LIMIT"] = "1"  # of the processes that tests start, too: threads that wait for each other crawl
 
 import copy
 
