@@ -60,23 +60,24 @@ def main(config: RecipeConfig) -> None:
     variants = {"editable": {}, **{f"editable-{name}": changes for name, changes in config.variants.items()}}
     for name, changes in variants.items():
         models[name] = train(name, {**config.finetune, **config.editable, **changes}, pretrained, requests)
-    after = [*parts, requests, *models.values()]
+    after, validation = [*parts, requests, *models.values()], None
     if config.evaluation.num_validation_edits:
         build = partial(validate, config, parts, requests, models)
         validation = stages.run("validation", asdict(config.evaluation), after, build, every_process=True)
         if state.is_main_process:
             print_validation(validation.folder)
-    build = partial(evaluate, config, parts, requests, models)
+    build = partial(evaluate, config, parts, requests, models, validation)
     results = stages.run("evaluation", asdict(config.evaluation), after, build, every_process=True)
     if state.is_main_process:
-        write_card(config, models["editable"].folder, results.folder)
+        write_card(config, models, results.folder)
         print_results(results.folder)
 
 
-def write_card(config: RecipeConfig, model: Path, folder: Path) -> None:
-    """The editable model's card: how to edit it, and the first row of its results."""
+def write_card(config: RecipeConfig, models: dict[str, Stage], folder: Path) -> None:
+    """The card of the editable model, of the chosen one of several: how to edit it, and its first row of results."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    row = next(row for row in results["rows"] if row["name"] == "editable")
+    name = results.get("chosen", "editable")
+    row, model = next(row for row in results["rows"] if row["name"] == name), models[name].folder
     complete_model_card(model, EditorConfig.from_pretrained(model), recipe=asdict(config))
     # The embedded corpus is this package's own; what others allow is for their owners to say.
     license = "apache-2.0" if config.data.source == "embedded" else None

@@ -162,11 +162,19 @@ def choose_editable(rows: list[dict[str, Any]], max_bleu_loss: float) -> str:
 
 
 def evaluate(
-    config: RecipeConfig, parts: list[Stage], requests: Stage, models: dict[str, Stage], folder: Path
+    config: RecipeConfig,
+    parts: list[Stage],
+    requests: Stage,
+    models: dict[str, Stage],
+    validation: Stage | None,
+    folder: Path,
 ) -> None:
-    """The rows of Table 6, on test edits and sentences."""
+    """The rows of Table 6, on test edits and sentences; and which model was chosen before, if one was."""
     options = config.evaluation
     names = json.loads((parts[0].folder / "names.json").read_text(encoding="utf-8"))
+    if validation is not None:
+        found = json.loads((validation.folder / "results.json").read_text(encoding="utf-8"))
+        names["chosen"] = found["chosen"]
     rows, drawdowns = [], {}
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "test", options.num_sentences)

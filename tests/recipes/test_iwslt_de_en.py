@@ -63,7 +63,7 @@ def test_whole_recipe_twice(corpus, tmp_path):
     assert "paper: editable, c_loc=100, alpha=3e-4" in first and "Paper: IWSLT14 De-En" in first
 
     results = json.loads((out / "evaluation/results.json").read_text())
-    card = (out / "editable/README.md").read_text()
+    card = (out / results["chosen"] / "README.md").read_text()
     assert "- editable" in card and "model-index:" in card and "## Recipe" in card and card.count("## Editing") == 1
     assert [row["name"] for row in results["rows"]] == ["baseline", "editable", "editable-gd"]
     for row in results["rows"]:
@@ -76,6 +76,7 @@ def test_whole_recipe_twice(corpus, tmp_path):
     validation = json.loads((out / "validation/results.json").read_text())
     assert [row["num_edits"] for row in validation["rows"]] == [2, 2, 2]
     assert f"Chosen: {validation['chosen']}" in first and validation["chosen"] in ("editable", "editable-gd")
+    assert results["chosen"] == validation["chosen"]
     assert EditorConfig.from_pretrained(out / "editable-gd").editor == "gd"
 
     steps = {name: json.loads((out / name / "trainer_state.json").read_text()) for name in ("baseline", "editable")}
