@@ -14,13 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from fix_methods import Method, Request, by_editing, by_fine_tuning, by_retraining
+from fix_methods import (
+    FIRST_COLUMNS,
+    LAST_COLUMNS,
+    Method,
+    Request,
+    best_rate,
+    by_editing,
+    by_fine_tuning,
+    by_retraining,
+    compare,
+)
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
@@ -31,23 +41,18 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.evaluation.report import BLEU_COLUMNS
 from editable_hf.evaluation.translator import Translator
-from editable_hf.training.stages import Stages
 
 COLUMNS = {
-    "name": ("", "{}"),
-    "learning_rate": ("alpha", "{:g}"),
-    "holds": ("holds", "{:.1%}"),
+    **FIRST_COLUMNS,
     "paraphrases": ("paraphrases follow", "{:.1%}"),
     "neighbours": ("neighbours follow", "{:.1%}"),
     "unrelated": ("unrelated stay", "{:.1%}"),
     "bleu_drawdown": ("BLEU drawdown", "{:.3f}"),
-    "bleu_drawdown_interval": ("95% interval", "{0[0]:.3f}-{0[1]:.3f}"),
-    "fix_seconds": ("seconds", "{:.2f}"),
-    "num_edits": ("fixes", "{}"),
+    "bleu_drawdown_interval": BLEU_COLUMNS["bleu_drawdown_interval"],
+    **LAST_COLUMNS,
 }
-MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
 EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 
 
@@ -63,7 +68,7 @@ class Sentences:
         return self.bleu.score(self.bleu.sentence_statistics(self.translate()))
 
 
-def corrections(model, tokenizer, count: int, seed: int, known: set[str]) -> list[Request]:
+def corrections(tokenizer, model, count: int, seed: int, known: frozenset[str] = frozenset()) -> list[Request]:
     """Requests with alternatives, of sentences that are not `known`, tokenised as the models' data is."""
     german, english = MosesPreprocessor("de"), MosesPreprocessor("en")
 
@@ -91,19 +96,20 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace, tokenizer, splits):
         self.args, self.tokenizer, self.splits = args, tokenizer, splits
+        self._corrections = cache(partial(corrections, tokenizer))  # several methods start from the same model
 
     def fill(self, method: Method, folder: Path) -> None:
         """Writes `row.json` of a method and the records behind it; what a killed run left there is not repeated."""
         args, tried = self.args, []
-        requests = corrections(method.model, self.tokenizer, args.num_fixes, args.seed, set())
+        requests = self._corrections(method.model, args.num_fixes, args.seed)
         if len(method.learning_rates) > 1:
-            known = {request["source"] for request in requests}
-            others = corrections(method.model, self.tokenizer, args.num_validation, args.seed + 1, known)
+            known = frozenset(request["source"] for request in requests)
+            others = self._corrections(method.model, args.num_validation, args.seed + 1, known)
             sentences = self._sentences(method, "validation")
             for rate in method.learning_rates:
                 records = self._measure(method, others, sentences, rate, folder / f"validation-alpha{rate:g}.jsonl")
                 tried.append({"learning_rate": rate, **summarize(method, records)})
-        rate = best_rate(tried) if tried else method.learning_rates[0]
+        rate = best_rate(tried, "bleu_drawdown") if tried else method.learning_rates[0]
         sentences = self._sentences(method, "test")
         records = self._measure(method, requests[: method.num_fixes], sentences, rate, folder / "fixes.jsonl")
         row = {**summarize(method, records), "learning_rate": rate, "bleu": sentences.before, "tried": tried}
@@ -141,12 +147,6 @@ def summarize(method: Method, records: list[Request]) -> dict[str, Any]:
     return summarize_reach(method.name, records, ("bleu_drawdown", "fix_seconds"))
 
 
-def best_rate(tried: list[dict[str, Any]]) -> float:
-    """The rate with the smallest drawdown among those with which enough corrections hold, or with which most do."""
-    best = min(tried, key=lambda row: (max(0.0, MIN_HOLDS - row["holds"]), row["bleu_drawdown"]))
-    return best["learning_rate"]
-
-
 def methods_of(args: argparse.Namespace, tokenizer, train: Dataset) -> list[Method]:
     device, folders = "cuda" if torch.cuda.is_available() else "cpu", (args.baseline, args.editable)
     baseline, editable = (
@@ -173,19 +173,12 @@ def methods_of(args: argparse.Namespace, tokenizer, train: Dataset) -> list[Meth
 
 
 def main(args: argparse.Namespace) -> None:
-    stages, rows = Stages(args.output_dir), []
     tokenizer = AutoTokenizer.from_pretrained(args.baseline)
     splits = load_translation_data("embedded").splits
     comparison = Comparison(args, tokenizer, splits)
     settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
-    for method in methods_of(args, tokenizer, splits["train"]):
-        inputs = {**settings, "learning_rates": method.learning_rates}
-        stage = stages.run(
-            method.name.replace(", ", "-").replace(" ", "_"), inputs, [], partial(comparison.fill, method)
-        )
-        rows.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
-        write_results(stages.output_dir / "results.json", rows, settings, args.seed)
-    print(f"\n{format_table(rows, COLUMNS)}\n\nResults: {args.output_dir}/results.json")
+    methods = [(each, partial(comparison.fill, each)) for each in methods_of(args, tokenizer, splits["train"])]
+    compare(args.output_dir, methods, settings, COLUMNS)
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from fix_methods import Method, Request
+from fix_methods import FIRST_COLUMNS, LAST_COLUMNS, Method, Request, best_rate, compare
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -41,25 +41,19 @@ from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.evaluation.report import ERROR_COLUMNS
 from editable_hf.models import load_published_cifar_resnet
-from editable_hf.training.stages import Stages
 
 COLUMNS = {
-    "name": ("", "{}"),
-    "learning_rate": ("alpha", "{:g}"),
+    **FIRST_COLUMNS,
     "already_right": ("0 steps", "{:.1%}"),
-    "holds": ("holds", "{:.1%}"),
     "augmented_before": ("augmented before", "{:.1%}"),
     "augmented": ("augmented follow", "{:.1%}"),
-    "drawdown": ("drawdown", "{:.2%}"),
-    "drawdown_interval": ("95% interval", "{0[0]:.2%}-{0[1]:.2%}"),
+    **{key: ERROR_COLUMNS[key] for key in ("drawdown", "drawdown_interval")},
     "outputs_changed": ("changed", "{:.2%}"),
-    "fix_seconds": ("seconds", "{:.2f}"),
     "cpu_seconds": ("of CPU", "{:.2f}"),
-    "num_edits": ("fixes", "{}"),
+    **LAST_COLUMNS,
 }
-MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
 EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 LARGEST_GROUP = 20  # fixes that are measured together: what they share runs once, and a kill loses no more
 
@@ -143,7 +137,7 @@ class Comparison:
             for rate in method.learning_rates:
                 records = self._measure(method, others, evaluator, rate, folder / f"validation-alpha{rate:g}.jsonl")
                 tried.append({"learning_rate": rate, **summarize(method.name, records)})
-            rate = best_rate(tried)
+            rate = best_rate(tried, "drawdown")
         evaluator = self._evaluator(method.model, self.parts["test"], layers)
         records = self._measure(method, self.fixes[: method.num_fixes], evaluator, rate, folder / "fixes.jsonl")
         row = {**summarize(method.name, records), "learning_rate": rate, "error_rate": evaluator.error_rate}
@@ -213,11 +207,6 @@ def summarize(name: str, records: Sequence[Record]) -> Record:
     return {"name": name, **means, "num_edits": len(records), "intervals": ends}
 
 
-def best_rate(tried: Sequence[Record]) -> float:
-    """The rate with the smallest drawdown among those with which enough corrections hold, or with which most do."""
-    return min(tried, key=lambda row: (max(0.0, MIN_HOLDS - row["holds"]), row["drawdown"]))["learning_rate"]
-
-
 def load_network(path: str) -> PreTrainedModel:
     if path.endswith(".th"):
         return load_published_cifar_resnet(path)
@@ -260,14 +249,11 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(str(error)) from error
     if config is None:
         raise SystemExit(f"{args.editable} has no editor_config.json: give a network that was trained to be edited.")
-    stages, rows, comparison = Stages(args.output_dir), [], Comparison(args, data, plain)
+    comparison = Comparison(args, data, plain)
     settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
-    for method, layers in methods_of(args, plain, editable, config, comparison.train):
-        inputs, build = {**settings, "learning_rates": method.learning_rates}, partial(comparison.fill, method, layers)
-        stage = stages.run(method.name.replace(", ", "-").replace(" ", "_"), inputs, [], build)
-        rows.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
-        write_results(stages.output_dir / "results.json", rows, settings, args.seed, test_name=data.test_name)
-    print(f"\n{format_table(rows, COLUMNS)}\n\nResults: {args.output_dir}/results.json")
+    found = methods_of(args, plain, editable, config, comparison.train)
+    methods = [(method, partial(comparison.fill, method, layers)) for method, layers in found]
+    compare(args.output_dir, methods, settings, COLUMNS, test_name=data.test_name)
 
 
 def parse_args() -> argparse.Namespace:

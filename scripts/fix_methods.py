@@ -1,9 +1,11 @@
-"""The ways to correct a translation that compare_fixes.py compares."""
+"""What compare_fixes.py and compare_image_fixes.py share, and the ways to correct a translation."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,13 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 from editable_hf import EditorConfig
 from editable_hf.baselines import fine_tune
 from editable_hf.core.editors import Params
+from editable_hf.evaluation.report import format_table, write_results
 from editable_hf.evaluation.verified_edit import decode, verified_edit
+from editable_hf.training.stages import Stages
+
+MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
+FIRST_COLUMNS = {"name": ("", "{}"), "learning_rate": ("alpha", "{:g}"), "holds": ("holds", "{:.1%}")}
+LAST_COLUMNS = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{}")}
 
 Request = dict[str, Any]
 Fix = Callable[[Request, float], Params]
@@ -35,6 +43,30 @@ class Method(NamedTuple):
     fix: Fix
     learning_rates: Sequence[float]
     num_fixes: int
+
+
+def best_rate(tried: Iterable[Mapping[str, Any]], drawdown: str = "drawdown") -> float:
+    """The rate with the smallest drawdown among those with which enough corrections hold, or with which most do."""
+    best = min(tried, key=lambda row: (max(0.0, MIN_HOLDS - row["holds"]), row[drawdown]))
+    return best["learning_rate"]
+
+
+def compare(
+    output_dir: str,
+    methods: Iterable[tuple[Method, Callable[[Path], None]]],
+    settings: Mapping[str, Any],
+    columns: Mapping[str, tuple[str, str]],
+    **extra: Any,
+) -> None:
+    """Fills a stage for every method, in which it leaves `row.json`; writes and prints the table of all."""
+    stages, rows = Stages(output_dir), []
+    for method, fill in methods:
+        inputs = {**settings, "learning_rates": method.learning_rates}
+        name = method.name.replace(", ", "-").replace(" ", "_")
+        stage = stages.run(name, inputs, [], fill)
+        rows.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
+        write_results(stages.output_dir / "results.json", rows, settings, settings["seed"], **extra)
+    print(f"\n{format_table(rows, columns)}\n\nResults: {output_dir}/results.json")
 
 
 def by_editing(

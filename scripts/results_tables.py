@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compare_fixes import COLUMNS as FIXES
+from compare_image_fixes import COLUMNS as IMAGE_FIXES
+
 from editable_hf.evaluation.paper_tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
 from editable_hf.evaluation.report import BLEU_COLUMNS, ERROR_COLUMNS
 
@@ -52,25 +55,6 @@ _ERROR = {
     **_chosen(ERROR_COLUMNS, "success_rate", "num_steps", "already_satisfied"),
     **_SECONDS,
     **_chosen(ERROR_COLUMNS, "num_edits", "num_images"),
-}
-_FIX = {"name": ("", "{}"), "learning_rate": ("rate", "{:g}"), "holds": ("holds", "{:.1%}")}
-_FIX_COST = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{}")}
-_FIXES = {
-    **_FIX,
-    "paraphrases": ("paraphrases follow", "{:.1%}"),
-    "neighbours": ("neighbours follow", "{:.1%}"),
-    "unrelated": ("unrelated stay", "{:.1%}"),
-    **_chosen(BLEU_COLUMNS, "bleu_drawdown", "bleu_drawdown_interval"),
-    **_FIX_COST,
-}
-_IMAGE_FIXES = {
-    **_FIX,
-    "already_right": ("0 steps", "{:.1%}"),
-    "augmented_before": ("augmented before", "{:.1%}"),
-    "augmented": ("augmented follow", "{:.1%}"),
-    **_chosen(ERROR_COLUMNS, "drawdown", "drawdown_interval"),
-    "outputs_changed": ("changed", "{:.2%}"),
-    **_FIX_COST,
 }
 _FIGURE_2 = {
     "name": ("", "{}"),
@@ -148,7 +132,7 @@ SECTIONS = [
         "Corrections to another wording, on the embedded corpus. Paraphrases are other German wordings of the same "
         "sentence and neighbours sentences of the same template: both should follow. Unrelated sentences should stay. "
         "Edits and fine-tuning go on until decoding gives the wanted sentence, or 100 steps.",
-        _FIXES,
+        FIXES,
         drawn=("bleu_drawdown", "BLEU drawdown of a correction (points)", 1),
     ),
     Section(
@@ -157,7 +141,7 @@ SECTIONS = [
         "Test images of CIFAR-10 that the published network gets wrong, corrected to their true class. Augmented: "
         "crops and mirror images of the same image. Drawdown is measured on other test images. Edits and fine-tuning "
         "go on until the class is predicted, or 100 steps.",
-        _IMAGE_FIXES,
+        IMAGE_FIXES,
         drawn=("drawdown", "drawdown of the error rate (points)", 100),
     ),
 ]

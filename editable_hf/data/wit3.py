@@ -32,8 +32,8 @@ VALIDATION_EVERY = 23
 # The files of the release have some 60 MB together; an archive far beyond that is not WIT3's.
 MAX_ARCHIVE_BYTES = 2**30
 MAX_HEADER_BYTES = 2**20
-# RuntimeError: zipfile's for a password, NotImplementedError for what it cannot unpack, RecursionError for headers of
-# headers. ValueError: numbers of any kind in headers.
+# RuntimeError: zipfile's for a password and for methods that it does not know, tarfile's for headers of headers.
+# ValueError: numbers of any kind in headers.
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, OSError, OverflowError, RuntimeError, ValueError),
