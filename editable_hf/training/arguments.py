@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers.utils import is_torch_xla_available
 
 from editable_hf.core.editors import EDITORS
 
 BASE_LOSSES = ("task", "distillation")
+
+
+def _allow_bf16_on_cpu(args: TrainingArguments) -> None:
+    # TrainingArguments refuses `bf16` on a machine without a GPU unless it is told that the CPU is what is meant.
+    if args.bf16 and not torch.accelerator.is_available() and not is_torch_xla_available():
+        args.use_cpu = True
 
 
 @dataclass
@@ -131,6 +139,7 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
     )
 
     def __post_init__(self):
+        _allow_bf16_on_cpu(self)
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
@@ -179,6 +188,7 @@ class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
     )
 
     def __post_init__(self):
+        _allow_bf16_on_cpu(self)
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
