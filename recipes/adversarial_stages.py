@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -34,7 +34,7 @@ from editable_hf.evaluation.generalization import (
     pooled_embedding,
     summarize_generalization,
 )
-from editable_hf.evaluation.sequences import evaluate_sequences
+from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
 from editable_hf.training.stages import Stage, Stages
 
 MISTAKES = "mistakes"
@@ -143,9 +143,9 @@ def example_training_requests(config: ImageRecipeConfig, images: ImageSets, exam
 
 def measure_sequences(
     config: ImageRecipeConfig, stages: Stages, images: ImageSets, edits: EditSets, rows: Rows
-) -> dict[str, dict[str, Any]]:
-    """Several edits in a row, several times, for each of `sequence_rows`; by name of the row."""
-    options, found = config.adversarial, {}
+) -> list[Row]:
+    """Several edits in a row, several times, for each of `sequence_rows`."""
+    options, found = config.adversarial, []
     inputs = {"length": options.sequence_length, "runs": options.sequence_runs, "seed": config.seed}
     inputs["max_steps"] = config.evaluation.max_steps
     for name in filter(rows.table.get, options.sequence_rows):  # with --rows not all may be there
@@ -154,7 +154,8 @@ def measure_sequences(
         own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
         stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build, every_process=True)
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(stage.folder.glob("run-*.json"))]
-        found[name] = {key: [run[key] for run in runs] for key in runs[0]}
+        columns = (torch.tensor([run[key] for run in runs], dtype=torch.float64) for key in SequenceResult._fields)
+        found.append(SequenceResult(*columns).summarize(name))
     return found
 
 

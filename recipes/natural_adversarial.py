@@ -29,21 +29,9 @@ from image_stages import Rows, print_table, random_training_requests, starting_n
 
 from editable_hf.analysis.image_plots import plot_sequences
 from editable_hf.analysis.plots import plots_available
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.evaluation.paper_tables import GENERALIZATION
+from editable_hf.evaluation.report import GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS, format_table, write_results
 from editable_hf.training.stages import Stages
-
-# Section 4.3.1, ResNet-18: shares of the neighbours' augmentations that get the edited class.
-GENERALIZATION = [{"name": "paper: editable, random", "after": 0.867}]
-GENERALIZATION += [{"name": "paper: editable, match ranks", "after": 0.859}]
-COLUMNS = {
-    "name": ("", "{}"),
-    "before": ("before", "{:.1%}"),
-    "after": ("after", "{:.1%}"),
-    "after_interval": ("95% interval", "{0[0]:.1%}-{0[1]:.1%}"),
-    "success": ("success", "{:.1%}"),
-    "num_steps": ("steps", "{:.2f}"),
-    "num_edits": ("edits", "{}"),
-}
 
 
 def main(config: ImageRecipeConfig) -> None:
@@ -68,21 +56,18 @@ def main(config: ImageRecipeConfig) -> None:
 
 
 def report(
-    config: ImageRecipeConfig, images: ImageSets, table: list, sequences: dict, generalization: list, folder: Path
+    config: ImageRecipeConfig, images: ImageSets, table: list, sequences: list, generalization: list, folder: Path
 ) -> None:
     title = f"Table 5. Ours: {images.test_name}, examples: {config.adversarial.source}. "
     print_table(f"{title}The paper shows its rows as a picture.", [], table, folder)
     if generalization:
         print("\nThe most similar test image after an edit. Paper: ImageNet, ResNet-18.")
-        print(format_table([*GENERALIZATION, *generalization], COLUMNS))
-    rates = {name: torch.tensor(values["error_rates"]) for name, values in sequences.items()}
-    for name, values in rates.items():
-        runs, edits = len(values), values.shape[1] - 1
-        print(
-            f"{edits} edits in a row, {name}: test error {values[:, 0].mean():.2%} -> {values[:, -1].mean():.2%} "
-            f"(standard deviation {values[:, -1].std(correction=min(1, runs - 1)):.2%} over {runs} runs)"
-        )
-    if rates and plots_available():
+        print(format_table([*GENERALIZATION, *generalization], GENERALIZATION_COLUMNS))
+    if sequences:
+        print("\nEdits in a row, each from the weights that the one before left.")
+        print(format_table(sequences, SEQUENCE_COLUMNS))
+    if sequences and plots_available():
+        rates = {row["name"]: torch.tensor(row["error_rates"]) for row in sequences}
         plot_sequences(rates, folder / "sequences.png", images.test_name)
         print(f"\nRanks of the true classes: {folder / 'examples/ranks.png'}; sequences: {folder / 'sequences.png'}")
 

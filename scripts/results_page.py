@@ -29,17 +29,18 @@ models are chosen on validation data and validation edits.
 """
 
 
-def combined(contents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def combined(contents: Sequence[Mapping[str, Any]], key: str = "rows") -> list[dict[str, Any]]:
     """The rows of runs that differ in their seed alone: means, with the lowest and highest run as the interval."""
     if len(contents) == 1:
-        return [dict(row) for row in contents[0]["rows"]]
+        return [dict(row) for row in contents[0][key]]
     rows = []
-    for name in [row["name"] for row in contents[0]["rows"]]:
-        runs = [next(row for row in content["rows"] if row["name"] == name) for content in contents]
+    for name in [row["name"] for row in contents[0][key]]:
+        runs = [next(row for row in content[key] if row["name"] == name) for content in contents]
         numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
         row = {key: statistics.mean(run[key] for run in runs) for key in numbers}
-        ends = {key: [min(run[key] for run in runs), max(run[key] for run in runs)] for key in runs[0]["intervals"]}
-        sizes = {key: sum(run[key] for run in runs) for key in numbers if key.startswith("num_edits")}
+        measured = runs[0].get("intervals", {})
+        ends = {key: [min(run[key] for run in runs), max(run[key] for run in runs)] for key in measured}
+        sizes = {key: sum(run[key] for run in runs) for key in numbers if key in ("num_edits", "num_runs")}
         rows.append({**runs[0], **row, **sizes, "intervals": ends})
     return rows
 
@@ -94,6 +95,8 @@ def section_text(section: Section, folder: Path) -> str:
             key, label, scale = section.drawn
             plot_beside_paper(rows, key, folder / f"{name}.png", label, scale)
             parts.append(f"![{section.title}, {about or name}]({name}.png)")
+        for key, heading, more_columns, paper in section.more:
+            parts += [f"{heading}:", format_markdown_table([*paper, *combined(contents, key)], more_columns)]
         parts += [f"![{path.stem}]({path.name})" for path in sorted(folder.glob(f"{name}-*.png"))]
         parts.append("\n".join(map(source_line, contents)))
     return "\n\n".join(parts) if groups else ""

@@ -9,8 +9,8 @@ from typing import Any
 from compare_fixes import COLUMNS as FIXES
 from compare_image_fixes import COLUMNS as IMAGE_FIXES
 
-from editable_hf.evaluation.paper_tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
-from editable_hf.evaluation.report import BLEU_COLUMNS, ERROR_COLUMNS
+from editable_hf.evaluation.paper_tables import GENERALIZATION, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
+from editable_hf.evaluation.report import BLEU_COLUMNS, ERROR_COLUMNS, GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS
 
 Row = Mapping[str, Any]
 Columns = dict[str, tuple[str, str]]
@@ -28,6 +28,7 @@ class Section:
         paper: The paper's row for each of ours, by name or by `name, layers`.
         shown: Which of its numbers stand beside ours.
         drawn: Key and label of what is drawn, and what it is multiplied by; nothing if not given.
+        more: Further tables of the same files: key, heading, columns, and rows of the paper.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Section:
     paper: Mapping[str, Row] = field(default_factory=dict)
     shown: Sequence[str] = ()
     drawn: tuple[str, str, float] | None = None
+    more: Sequence[tuple[str, str, Columns, Sequence[Row]]] = ()
 
 
 def _chosen(columns: Mapping[str, tuple[str, str]], *keys: str) -> Columns:
@@ -119,6 +121,25 @@ SECTIONS = [
         },
         ("drawdown", "success_rate"),
         ("drawdown", "drawdown of the error rate (points)", 100),
+    ),
+    Section(
+        "Table 5: edits that a user would make",
+        "table_5",
+        f"{_OURS} In place of ImageNet-A: what that network gets wrong among 30,000 training images, given its true "
+        "class. The paper shows its rows as a picture. Training requests are random classes, classes drawn by their "
+        'rank ("match ranks"), or further examples of the same kind.',
+        _ERROR,
+        drawn=("drawdown", "drawdown of the error rate (points)", 100),
+        more=(
+            (
+                "generalization",
+                "Five augmentations of an example are edited at once; the share of its most similar test image's "
+                "augmentations that have the edited class, before and after",
+                GENERALIZATION_COLUMNS,
+                GENERALIZATION,
+            ),
+            ("sequences", "Edits in a row, each from the weights that the one before left", SEQUENCE_COLUMNS, ()),
+        ),
     ),
     Section(
         "Figure 2: what edits do inside",

@@ -45,7 +45,25 @@ ERROR_COLUMNS = {
     "num_edits": ("edits", "{}"),
     "num_images": ("images", "{}"),
 }
-
+SEQUENCE_COLUMNS = {
+    "name": ("", "{}"),
+    "before": ("error", "{:.2%}"),
+    "after": ("after all edits", "{:.2%}"),
+    "deviation": ("std. over runs", "{:.2%}"),
+    "success_rate": ("success", "{:.1%}"),
+    "retained_at_the_end": ("held at the end", "{:.1%}"),
+    "edits_in_a_row": ("edits in a row", "{}"),
+    "num_runs": ("runs", "{}"),
+}
+GENERALIZATION_COLUMNS = {
+    "name": ("", "{}"),
+    "before": ("before", "{:.1%}"),
+    "after": ("after", "{:.1%}"),
+    "after_interval": ("95% interval", "{0[0]:.1%}-{0[1]:.1%}"),
+    "success": ("success", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "num_edits": ("edits", "{}"),
+}
 
 Columns = Mapping[str, tuple[str, str]]
 

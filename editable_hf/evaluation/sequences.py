@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,20 @@ class SequenceResult(NamedTuple):
     def deviation(self) -> Tensor:
         """Standard deviation over the runs, `(1 + num_edits,)`; 0 for a single run."""
         return self.error_rates.std(0, correction=min(1, len(self.error_rates) - 1))
+
+    def summarize(self, name: str) -> dict[str, Any]:
+        """A row of a table: error rate before and after all edits, what holds then, and the runs themselves."""
+        return {
+            "name": name,
+            "before": self.mean[0].item(),
+            "after": self.mean[-1].item(),
+            "deviation": self.deviation[-1].item(),
+            "success_rate": self.successes.double().mean().item(),
+            "retained_at_the_end": self.retained[:, -1].mean().item(),
+            "edits_in_a_row": self.successes.shape[1],
+            "num_runs": len(self.successes),
+            **{key: values.tolist() for key, values in self._asdict().items()},
+        }
 
 
 def evaluate_sequences(

@@ -13,6 +13,7 @@ from editable_hf.core import EditStack, select_parameters
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation import sequences
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.report import SEQUENCE_COLUMNS, format_table
 from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
 
 STEPS, NUM_IMAGES = 3, 17
@@ -112,6 +113,19 @@ def test_mean_and_deviation():
     assert result.deviation.tolist() == pytest.approx([statistics.stdev(column) for column in columns])
     single = SequenceResult(result.error_rates[:1], result.successes[:1], result.retained[:1])
     assert single.mean.tolist() == pytest.approx(rates[0]) and single.deviation.tolist() == [0, 0, 0]
+
+
+def test_summary():
+    rates = torch.tensor([[0.1, 0.2, 0.4], [0.1, 0.3, 0.2]], dtype=torch.float64)
+    successes, retained = torch.tensor([[True, False], [True, True]]), torch.tensor([[1.0, 0.5], [1.0, 1.0]])
+    row = SequenceResult(rates, successes, retained).summarize("editable")
+    assert row["name"] == "editable" and (row["edits_in_a_row"], row["num_runs"]) == (2, 2)
+    assert [row[key] for key in ("before", "after", "deviation")] == pytest.approx([0.1, 0.3, 0.2 / 2**0.5])
+    assert (row["success_rate"], row["retained_at_the_end"]) == (0.75, 0.75)
+    assert row["error_rates"] == rates.tolist() and row["successes"] == successes.tolist()
+    titles, _, line = format_table([row], SEQUENCE_COLUMNS).splitlines()
+    assert line.split()[1:] == ["10.00%", "30.00%", "14.14%", "75.0%", "75.0%", "2", "2"]
+    assert "held at the end" in titles
 
 
 @pytest.mark.parametrize("training", [True, False])

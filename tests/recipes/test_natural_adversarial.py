@@ -33,7 +33,7 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
     config.training["use_cpu"] = True
     natural_adversarial.main(config)
     output = capsys.readouterr().out
-    assert "paper: editable, match ranks" in output and "2 edits in a row, pretrained: test error" in output
+    assert "paper: editable, match ranks" in output and "edits in a row" in output
 
     # What the starting network gets wrong, divided without overlap; training never sees the ranks of the others.
     examples = read(out / "examples/examples.json")
@@ -46,8 +46,8 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
     assert {edit["image_index"] for edit in edits} <= set(examples["evaluation"])
     assert all(edit["target"] == edit["label"] for edit in edits)
     sequences = results["sequences"]
-    assert list(sequences) == config.adversarial.sequence_rows
-    assert torch.tensor(sequences["pretrained"]["error_rates"]).shape == (2, 3)
+    assert [row["name"] for row in sequences] == config.adversarial.sequence_rows
+    assert torch.tensor(sequences[0]["error_rates"]).shape == (2, 3)
     assert [row["name"] for row in results["generalization"]] == config.adversarial.generalization_rows
     for picture in ("drawdown.png", "sequences.png", "examples/ranks.png"):
         assert (out / picture).stat().st_size > 5_000

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
-from editable_hf import EditableSeq2SeqTrainingArguments
+from editable_hf import EditableImageTrainingArguments, EditableSeq2SeqTrainingArguments
 
 
 def parse(*words):
@@ -39,6 +40,14 @@ def test_defaults_are_the_papers_and_the_parents(tmp_path):
 
 def test_output_dir_is_the_first_positional_argument(tmp_path):
     assert EditableSeq2SeqTrainingArguments(str(tmp_path), report_to="none").output_dir == str(tmp_path)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
+@pytest.mark.parametrize("kind", [EditableSeq2SeqTrainingArguments, EditableImageTrainingArguments])
+def test_bf16_without_a_gpu_is_bf16_on_the_cpu(kind, tmp_path):
+    args = kind(str(tmp_path), report_to="none", bf16=True)
+    assert args.use_cpu and args.device.type == "cpu"
+    assert not kind(str(tmp_path), report_to="none").use_cpu
 
 
 def test_list_defaults_are_not_shared(tmp_path):
