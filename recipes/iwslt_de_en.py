@@ -99,7 +99,9 @@ def print_results(folder: Path) -> None:
     for row in results["rows"]:
         if "drawdown_to_baseline" in row:
             ratio, low, high = row["drawdown_to_baseline"]
-            print(f"Drawdown of {row['name']} / baseline: {ratio:.2f} (95% interval {low:.2f}-{high:.2f})")
+            _, comma, alpha = row["name"].partition(",")
+            compared = f"{row['name']} / baseline{comma}{alpha}"
+            print(f"Drawdown of {compared}: {ratio:.2f} (95% interval {low:.2f}-{high:.2f})")
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*.jsonl")
 
 

@@ -178,12 +178,14 @@ def evaluate(
     rows, drawdowns = [], {}
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "test", options.num_sentences)
-        rates = options.learning_rates[:1] if name == "baseline" else options.learning_rates
-        for rate in rates:
-            title = name if rate == rates[0] else f"{name}, alpha={rate:g}"
+        for rate in options.learning_rates:
+            suffix = "" if rate == options.learning_rates[0] else f", alpha={rate:g}"
+            title = f"{name}{suffix}"
             row, drawdowns[title] = scored.measure(title, rate, options.num_edits, folder)
-            if title != "baseline" and sum(drawdowns["baseline"]) > 0:
-                row["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], drawdowns["baseline"])
+            # By the same alpha: a smaller one is more local by itself.
+            compared = drawdowns[f"baseline{suffix}"]
+            if name != "baseline" and sum(compared) > 0:
+                row["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], compared)
             rows.append(row)
             if PartialState().is_main_process:
                 write_results(folder / "results.json", rows, asdict(config), config.seed, **names)

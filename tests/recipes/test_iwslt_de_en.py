@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -65,11 +66,24 @@ def test_whole_recipe_twice(corpus, tmp_path):
     results = json.loads((out / "evaluation/results.json").read_text())
     card = (out / results["chosen"] / "README.md").read_text()
     assert "- editable" in card and "model-index:" in card and "## Recipe" in card and card.count("## Editing") == 1
-    assert [row["name"] for row in results["rows"]] == ["baseline", "editable", "editable-gd"]
+    names = ["baseline", "editable", "editable-gd"]
+    titles = [f"{name}{end}" for name in names for end in ("", ", alpha=0.005")]
+    assert [row["name"] for row in results["rows"]] == titles
     for row in results["rows"]:
         assert (row["num_edits"], row["num_sentences"]) == (2, 10)
-        records = (out / f"evaluation/edits-{row['name']}-alpha0.01.jsonl").read_text().splitlines()
-        assert len(records) == 2
+        assert row["editor"]["learning_rate"] == (0.005 if "alpha" in row["name"] else 0.01)
+    drawdowns = {}
+    for name, rate in itertools.product(names, ("0.01", "0.005")):
+        lines = (out / f"evaluation/edits-{name}-alpha{rate}.jsonl").read_text().splitlines()
+        bleu = next(row["bleu"] for row in results["rows"] if row["name"] == name)
+        drawdowns[name, rate] = sum(abs(bleu - json.loads(line)["bleu"]) for line in lines) / len(lines)
+        assert len(lines) == 2
+    for row in results["rows"]:  # to the baseline at the same learning rate
+        name, rate = row["name"].split(",")[0], f"{row['editor']['learning_rate']:g}"
+        compared = drawdowns["baseline", rate]
+        assert ("drawdown_to_baseline" in row) == (name != "baseline" and compared > 0)
+        if "drawdown_to_baseline" in row:
+            assert row["drawdown_to_baseline"][0] == pytest.approx(drawdowns[name, rate] / compared)
     assert results["config"]["data"]["source"] == str(corpus)
     assert "20 sampled of 30 pairs" in results["test_name"] and "20 sampled" in first
 
