@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dknn_checks import NUM_QUERIES
 from tiny_images import image_rows
 from torch import nn
 from transformers.utils import ModelOutput
@@ -31,3 +32,14 @@ def linear():
 def rows():
     """40 training images."""
     return image_rows(40, seed=5)
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Noisy enough that neighbours disagree."""
+    return image_rows(60, seed=5, noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return image_rows(NUM_QUERIES, seed=1, noise=2.0)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from dknn_checks import NUM_QUERIES, build, constraint, pixels, predictions_by_hand, vote_counts
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_images import (
     NUM_CLASSES,
     changed_names,
-    image_rows,
     snapshot,
     tiny_extra,
     tiny_huggingface_resnet,
@@ -19,31 +19,10 @@ from torch.nn import functional as F
 
 from editable_hf.baselines import dknn
 from editable_hf.baselines.dknn import DkNNForImageClassification, flip_labels
-from editable_hf.core import ClassConstraint, EditStack, JointConstraint, edit, edited, gd
+from editable_hf.core import EditStack, edit
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.models import CifarResNetForImageClassification
-
-NUM_QUERIES = 23
-
-
-@pytest.fixture(scope="module")
-def references():
-    """Noisy enough that neighbours disagree."""
-    return image_rows(60, seed=5, noise=2.0)
-
-
-@pytest.fixture(scope="module")
-def queries():
-    return image_rows(NUM_QUERIES, seed=1, noise=2.0)
-
-
-def build(references, layers=("chain2", "chain3"), k=5, backbone=tiny_resnet, **options):
-    return DkNNForImageClassification.from_backbone(backbone(), references, layers, k, progress=None, **options)
-
-
-def pixels(rows):
-    return torch.stack([row["pixel_values"] for row in rows])
 
 
 def embeddings(rows, layer):
@@ -55,15 +34,6 @@ def embeddings(rows, layer):
             model(row["pixel_values"].unsqueeze(0))
     pooled = torch.stack([output.sum((0, 2, 3)) / output[0, 0].numel() for output in outputs])
     return pooled / pooled.square().sum(1, keepdim=True).sqrt()
-
-
-def constraint(row, target):
-    return ClassConstraint({"pixel_values": row["pixel_values"].unsqueeze(0)}, target)
-
-
-def vote_counts(model, logits):
-    """Without what puts classes with as many votes in order."""
-    return (logits * model.config.k * len(model.config.layers) + 1e-4).floor().long()
 
 
 @pytest.mark.parametrize("k", [1, 10])
@@ -84,18 +54,6 @@ def test_one_layer_is_scikit_learns_classifier(references, queries, k, layer, mo
     found, similarities = model.search(pixels(queries))
     assert found.squeeze(1).tolist() == indices.tolist()
     torch.testing.assert_close(similarities.squeeze(1), 1 - torch.from_numpy(distances), rtol=0, atol=1e-12)
-
-
-def predictions_by_hand(neighbors, similarities, labels):
-    """Most votes; then the larger sum of similarities."""
-    classes = []
-    for indices, values in zip(neighbors.flatten(1).tolist(), similarities.flatten(1).tolist(), strict=True):
-        score = {}
-        for index, value in zip(indices, values, strict=True):
-            votes, total = score.get(int(labels[index]), (0, 0.0))
-            score[int(labels[index])] = (votes + 1, total + value)
-        classes.append(max(score, key=score.get))
-    return classes
 
 
 def test_layers_vote_together_and_similarity_breaks_ties(references, queries):
@@ -177,89 +135,6 @@ def test_saved_with_its_edits_and_loaded(references, queries, tmp_path, backbone
     assert edit(loaded, constraint(queries[0], target), flip_labels(), "labels").num_steps == 0
 
 
-@pytest.mark.parametrize("k", [1, 10])
-def test_flips_are_the_nearest_first_until_the_class_is_predicted(references, queries, k):
-    model, counts = build(references, k=k), []
-    for row in queries:
-        before = int(model(pixels([row])).logits.argmax())
-        target = (before + 1) % NUM_CLASSES
-        result = edit(model, constraint(row, target), flip_labels(), "labels", max_steps=0)
-        neighbors, similarities = model.search(pixels([row]))
-        labels, flips, expected = model.labels.tolist(), 0, list(neighbors[0].T.flatten())
-        while predictions_by_hand(neighbors, similarities, labels) != [target]:
-            index = expected.pop(0)
-            flips += labels[index] != target
-            labels[index] = target
-        assert result.params["labels"].tolist() == labels and result.num_steps == flips
-        assert result.success and len(result.history) == flips + 1 and result.params["labels"].dtype == torch.long
-        for count, loss in enumerate(result.history):
-            assert (loss <= 0) == (count == flips)
-        counts.append(flips)
-    assert min(counts) >= 1 and (k == 1 or max(counts) > 2)
-
-
-def test_history_is_the_constraint_after_each_flip(references, queries):
-    model, row = build(references, k=10), queries[3]
-    target = int(model(pixels([row])).logits.argmin())
-    result = edit(model, constraint(row, target), flip_labels(), "labels")
-    neighbors, _ = model.search(pixels([row]))
-    changed, losses = copy.deepcopy(model), []
-    for index in [None, *neighbors[0].T.flatten().tolist()]:
-        if index is not None and changed.labels[index] == target:
-            continue
-        if index is not None:
-            changed.labels[index] = target
-        logits = changed(pixels([row])).logits[0]
-        losses.append(float(max(logits[i] for i in range(NUM_CLASSES) if i != target) - logits[target]))
-    assert len(losses) > len(result.history) > 3
-    assert result.history == pytest.approx(losses[: len(result.history)], abs=1e-6)
-
-
-def test_one_neighbour_takes_one_flip(references, queries):
-    model = build(references, "chain3", k=1)
-    for row in queries[:6]:
-        (index,) = model.search(pixels([row]))[0].flatten().tolist()
-        target = (int(model.labels[index]) + 2) % NUM_CLASSES
-        result = edit(model, constraint(row, target), flip_labels(), "labels")
-        assert result.num_steps == 1 and (result.params["labels"] != model.labels).nonzero().tolist() == [[index]]
-        kept = edit(model, constraint(row, int(model.labels[index])), flip_labels(), "labels")
-        assert kept.num_steps == 0 and torch.equal(kept.params["labels"], model.labels)
-
-
-def test_when_all_neighbours_have_the_class_it_is_predicted(references, queries):
-    """Also where no vote less would do: as many references of another class, all of them neighbours."""
-    alike = [{**row, "labels": 0} for row in references[:6]]
-    model = build(alike, k=6)
-    result = edit(model, constraint(queries[0], 4), flip_labels(), "labels")
-    assert result.success and 3 <= result.num_steps <= 4
-    images = pixels(queries[:2])  # of several examples the worst counts
-    model = build(references, k=3)
-    both = ClassConstraint({"pixel_values": images}, 4)
-    result = edit(model, both, flip_labels(), "labels")
-    with edited(model, result):
-        assert model(images).logits.argmax(1).tolist() == [4, 4]
-    everything = model.labels.clone()
-    everything[model.search(images)[0].flatten()] = 4
-    with edited(model, {"labels": everything}):
-        assert vote_counts(model, model(images).logits)[:, 4].tolist() == [6, 6]
-        assert edit(model, both, flip_labels(), "labels").num_steps == 0
-
-
-def test_undo_is_bit_identical(references, queries):
-    model = build(references)
-    before = snapshot(model)
-    with edited(model, edit(model, constraint(queries[0], 3), flip_labels(), "labels")):
-        assert changed_names(model, before) == ["labels"]
-    assert not changed_names(model, before)
-    stack = EditStack(model)
-    for number, target in enumerate((3, 1, 4)):
-        stack.apply(edit(model, constraint(queries[number], target), flip_labels(), "labels"))
-        assert model(pixels(queries[number : number + 1])).logits.argmax() == target
-    while len(stack):
-        stack.undo()
-    assert not changed_names(model, before)
-
-
 @pytest.fixture
 def requests(queries):
     return make_image_requests(NUM_QUERIES, [row["labels"] for row in queries], NUM_CLASSES, 12, seed=2)
@@ -303,17 +178,6 @@ def test_one_search_serves_all_edits(references, queries, requests, monkeypatch)
     assert len(edits * 16) > 190 and calls == [NUM_QUERIES, NUM_QUERIES]
 
 
-def test_what_flip_labels_does_not_edit(references, queries):
-    wanted = constraint(queries[0], 1)
-    with pytest.raises(TypeError, match="got a CifarResNetForImageClassification and a ClassConstraint"):
-        edit(tiny_resnet(), wanted, flip_labels(), "head")
-    model = build(references)
-    with pytest.raises(TypeError, match="got a DkNNForImageClassification and a JointConstraint"):
-        edit(model, JointConstraint([wanted]), flip_labels(), "labels")
-    with pytest.raises(ValueError, match='edits layers="labels" and nothing else, got labels, search.backbone.conv1'):
-        edit(model, wanted, flip_labels(), "all")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -348,11 +212,6 @@ def test_backbone_of_another_class(references):
 
     with pytest.raises(TypeError, match="is a Other, but AutoModelForImageClassification builds a CifarResNet"):
         build(references, backbone=lambda: Other(tiny_resnet().config).double())
-
-
-def test_gradient_editors_are_not_for_labels(references, queries):
-    with pytest.raises(RuntimeError, match="floating point"):
-        edit(build(references), constraint(queries[0], 3), gd(1e-2), "labels")
 
 
 def test_embeddings_are_unit_vectors(references):

@@ -20,7 +20,9 @@ FILES = sorted(
     for folder in ("editable_hf", "recipes", "scripts")
     for path in (ROOT / folder).rglob("*.py")
 )
+TEST_FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 every_file = pytest.mark.parametrize("path", FILES, ids=str)
+tests_too = pytest.mark.parametrize("path", FILES + TEST_FILES, ids=str)
 DISTRIBUTIONS = packages_distributions()
 
 
@@ -40,13 +42,13 @@ def test_core_imports_only_torch_the_standard_library_and_itself(path):
         assert allowed, f"{path} imports {module}"
 
 
-@every_file
+@tests_too
 def test_files_are_short(path):
     lines = len((ROOT / path).read_text().splitlines())
     assert lines <= MAX_FILE_LINES, f"{path} has {lines} lines; split it by concept"
 
 
-@every_file
+@tests_too
 def test_functions_are_short(path):
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -54,7 +56,7 @@ def test_functions_are_short(path):
             assert lines <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {lines} lines"
 
 
-@every_file
+@tests_too
 def test_files_are_named_after_their_concept(path):
     assert not VAGUE_NAMES & {part.removesuffix(".py") for part in path.parts}
 
