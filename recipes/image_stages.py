@@ -24,7 +24,7 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.report import ERROR_COLUMNS, format_table, write_results
+from editable_hf.evaluation.report import ERROR_COLUMNS, format_ratios, format_table, write_results
 from editable_hf.models import ExtraBlockForImageClassification
 from editable_hf.training.checkpoints import train_to
 from editable_hf.training.stages import Stage, Stages
@@ -227,9 +227,5 @@ def _train(
 def print_table(title: str, paper: list[Row], rows: list[Row], folder: Path) -> None:
     print(f"\n{title}")
     print(format_table([*paper, *rows], ERROR_COLUMNS))
-    for row in rows:
-        if "drawdown_ratio" in row:
-            ratio = row["drawdown_ratio"]
-            interval = f"95% interval {ratio['low']:.2f}-{ratio['high']:.2f}"
-            print(f"Drawdown of {row['name']} / {ratio['to']}: {ratio['mean']:.2f} ({interval})")
+    print(*format_ratios(rows), sep="\n")
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*/edits.jsonl")

@@ -24,7 +24,7 @@ from translation_stages import evaluate, prepare_data, prepare_requests, prepare
 from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
 from editable_hf.evaluation.paper_tables import TABLE_6
-from editable_hf.evaluation.report import format_table
+from editable_hf.evaluation.report import format_ratios, format_table
 from editable_hf.evaluation.showcase import format_showcase
 from editable_hf.training.model_card import add_results, complete_model_card
 from editable_hf.training.stages import Stage, Stages
@@ -96,12 +96,7 @@ def print_results(folder: Path) -> None:
     record = json.loads((folder / "showcase.json").read_text(encoding="utf-8"))
     print(f"\n{format_showcase(record)}\n\nTable 6. Ours: {results['test_name']}. Paper: IWSLT14 De-En, all of it.")
     print(format_table([*TABLE_6, *results["rows"]]))
-    for row in results["rows"]:
-        if "drawdown_to_baseline" in row:
-            ratio, low, high = row["drawdown_to_baseline"]
-            _, comma, alpha = row["name"].partition(",")
-            compared = f"{row['name']} / baseline{comma}{alpha}"
-            print(f"Drawdown of {compared}: {ratio:.2f} (95% interval {low:.2f}-{high:.2f})")
+    print(*format_ratios(results["rows"]), sep="\n")
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*.jsonl")
 
 

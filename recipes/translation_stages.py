@@ -183,9 +183,10 @@ def evaluate(
             title = f"{name}{suffix}"
             row, drawdowns[title] = scored.measure(title, rate, options.num_edits, folder)
             # By the same alpha: a smaller one is more local by itself.
-            compared = drawdowns[f"baseline{suffix}"]
-            if name != "baseline" and sum(compared) > 0:
-                row["drawdown_to_baseline"] = bootstrap_ratio(drawdowns[title], compared)
+            other = f"baseline{suffix}"
+            if name != "baseline" and sum(drawdowns[other]) > 0:
+                ratio = bootstrap_ratio(drawdowns[title], drawdowns[other])
+                row["drawdown_ratio"] = {"to": other, **ratio._asdict()}
             rows.append(row)
             if PartialState().is_main_process:
                 write_results(folder / "results.json", rows, asdict(config), config.seed, **names)

@@ -18,7 +18,7 @@ from typing import Any
 from results_tables import SECTIONS, Row, Section
 
 from editable_hf.analysis.plots import plot_beside_paper
-from editable_hf.evaluation.report import format_markdown_table
+from editable_hf.evaluation.report import format_markdown_table, format_ratios
 
 _HEAD = """# Results
 
@@ -95,11 +95,14 @@ def section_text(section: Section, folder: Path) -> str:
             key, label, scale = section.drawn
             plot_beside_paper(rows, key, folder / f"{name}.png", label, scale)
             parts.append(f"![{section.title}, {about or name}]({name}.png)")
+        for content in contents:
+            run = f", seed {content['seed']}" if len(contents) > 1 else ""
+            parts += ["\n".join(f"- {line}{run}" for line in format_ratios(content["rows"]))]
         for key, heading, more_columns, paper in section.more:
             parts += [f"{heading}:", format_markdown_table([*paper, *combined(contents, key)], more_columns)]
         parts += [f"![{path.stem}]({path.name})" for path in sorted(folder.glob(f"{name}-*.png"))]
         parts.append("\n".join(map(source_line, contents)))
-    return "\n\n".join(parts) if groups else ""
+    return "\n\n".join(filter(None, parts)) if groups else ""
 
 
 def write_page(folder: Path) -> None:

@@ -90,6 +90,19 @@ def format_markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns = 
     return "\n".join([titles, f"|---{'|---:' * (len(columns) - 1)}|", *lines])
 
 
+def format_ratios(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row that has its drawdown compared with another row's, as `drawdown_ratio`.
+
+    That is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`bootstrap_ratio`].
+    """
+    lines = []
+    for row in rows:
+        if ratio := row.get("drawdown_ratio"):
+            interval = f"95% interval {ratio['low']:.2f}-{ratio['high']:.2f}"
+            lines.append(f"Drawdown of {row['name']} / {ratio['to']}: {ratio['mean']:.2f} ({interval})")
+    return lines
+
+
 def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str]]:
     """The lines of a table, the titles first."""
     lines = [[title for title, _ in columns.values()]]

@@ -17,7 +17,7 @@ import transformers
 from editable_hf import __version__
 from editable_hf.evaluation import report
 from editable_hf.evaluation.paper_tables import TABLE_6
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.evaluation.report import format_ratios, format_table, write_results
 
 REPOSITORY = Path(__file__).parents[2]
 NO_RESULTS = {"fuzz_readers.py", "collect_result.py", "results_page.py"}  # they print, or pass on those of others
@@ -60,6 +60,13 @@ def test_table():
     assert lines[2].split()[-4:] == ["34.77", "0.760", "100.0%", "2.35"]
     end = lines[0].index("success") + len("success")
     assert lines[2][:end].endswith("100.0%") and lines[-1][:end].endswith("97.5%")
+
+
+def test_ratios():
+    ratio = {"to": "baseline", "mean": 0.456, "low": 0.4, "high": 0.512}
+    rows = [{"name": "baseline"}, {**ROW, "drawdown_ratio": ratio}]
+    assert format_ratios(rows) == ["Drawdown of editable / baseline: 0.46 (95% interval 0.40-0.51)"]
+    assert format_ratios(rows[:1]) == []
 
 
 def test_table_6_is_the_papers():

@@ -40,6 +40,23 @@ def table_of(output):
 
 
 @pytest.mark.slow
+def assert_compared_with_the_baseline(out, rows, names):
+    """Every row's drawdown against the baseline's at the same learning rate, from the records of single edits."""
+    drawdowns = {}
+    for name, rate in itertools.product(names, ("0.01", "0.005")):
+        lines = (out / f"evaluation/edits-{name}-alpha{rate}.jsonl").read_text().splitlines()
+        bleu = next(row["bleu"] for row in rows if row["name"] == name)
+        drawdowns[name, rate] = sum(abs(bleu - json.loads(line)["bleu"]) for line in lines) / len(lines)
+        assert len(lines) == 2
+    for row in rows:
+        name, rate = row["name"].split(",")[0], f"{row['editor']['learning_rate']:g}"
+        compared = drawdowns["baseline", rate]
+        assert ("drawdown_ratio" in row) == (name != "baseline" and compared > 0)
+        if "drawdown_ratio" in row:
+            assert row["drawdown_ratio"]["mean"] == pytest.approx(drawdowns[name, rate] / compared)
+            assert row["drawdown_ratio"]["to"] == row["name"].replace(name, "baseline")
+
+
 def test_whole_recipe_twice(corpus, tmp_path):
     demo = yaml.safe_load((RECIPES / "configs/demo.yaml").read_text())
     demo["requests"]["num_validation"] = demo["evaluation"]["num_validation_edits"] = 30
@@ -72,18 +89,7 @@ def test_whole_recipe_twice(corpus, tmp_path):
     for row in results["rows"]:
         assert (row["num_edits"], row["num_sentences"]) == (2, 10)
         assert row["editor"]["learning_rate"] == (0.005 if "alpha" in row["name"] else 0.01)
-    drawdowns = {}
-    for name, rate in itertools.product(names, ("0.01", "0.005")):
-        lines = (out / f"evaluation/edits-{name}-alpha{rate}.jsonl").read_text().splitlines()
-        bleu = next(row["bleu"] for row in results["rows"] if row["name"] == name)
-        drawdowns[name, rate] = sum(abs(bleu - json.loads(line)["bleu"]) for line in lines) / len(lines)
-        assert len(lines) == 2
-    for row in results["rows"]:  # to the baseline at the same learning rate
-        name, rate = row["name"].split(",")[0], f"{row['editor']['learning_rate']:g}"
-        compared = drawdowns["baseline", rate]
-        assert ("drawdown_to_baseline" in row) == (name != "baseline" and compared > 0)
-        if "drawdown_to_baseline" in row:
-            assert row["drawdown_to_baseline"][0] == pytest.approx(drawdowns[name, rate] / compared)
+    assert_compared_with_the_baseline(out, results["rows"], names)
     assert results["config"]["data"]["source"] == str(corpus)
     assert "20 sampled of 30 pairs" in results["test_name"] and "20 sampled" in first
 
