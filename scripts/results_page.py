@@ -24,8 +24,8 @@ _HEAD = """# Results
 
 Written by `make results` from the JSON files beside this page; each holds the rows, the configuration, the seed, the
 versions, the commit and the machine of one run. Drawdown is the mean absolute change of the test metric by one edit;
-intervals are 95% bootstrap intervals over edits, and say nothing about another training run. Hyperparameters and
-models are chosen on validation data and validation edits.
+intervals are 95% bootstrap intervals over edits, and say nothing about another training run or other test
+sentences. Hyperparameters and models are chosen on validation data and validation edits.
 """
 
 
