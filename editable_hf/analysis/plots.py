@@ -157,6 +157,7 @@ def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, l
     if theirs:
         axes.plot(*zip(*theirs, strict=True), "D", color=COLOURS[0], markerfacecolor="none", label="paper")
     axes.set_yticks(places, [row["name"] for row in rows])
+    axes.set_ylim(0.4, len(rows) + 0.6)  # with few rows the default cuts the outermost marks
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
     axes.grid(axis="x", linewidth=0.4, alpha=0.5)
