@@ -95,9 +95,8 @@ def section_text(section: Section, folder: Path) -> str:
             key, label, scale = section.drawn
             plot_beside_paper(rows, key, folder / f"{name}.png", label, scale)
             parts.append(f"![{section.title}, {about or name}]({name}.png)")
-        for content in contents:
-            run = f", seed {content['seed']}" if len(contents) > 1 else ""
-            parts += ["\n".join(f"- {line}{run}" for line in format_ratios(content["rows"]))]
+        ratios = [(line, content["seed"]) for content in contents for line in format_ratios(content["rows"])]
+        parts.append("\n".join(f"- {line}, seed {seed}" for line, seed in ratios))
         for key, heading, more_columns, paper in section.more:
             parts += [f"{heading}:", format_markdown_table([*paper, *combined(contents, key)], more_columns)]
         parts += [f"![{path.stem}]({path.name})" for path in sorted(folder.glob(f"{name}-*.png"))]

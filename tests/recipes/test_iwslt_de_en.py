@@ -39,7 +39,6 @@ def table_of(output):
     return output[output.index("One wrong translation") :]
 
 
-@pytest.mark.slow
 def assert_compared_with_the_baseline(out, rows, names):
     """Every row's drawdown against the baseline's at the same learning rate, from the records of single edits."""
     drawdowns = {}
@@ -57,6 +56,7 @@ def assert_compared_with_the_baseline(out, rows, names):
             assert row["drawdown_ratio"]["to"] == row["name"].replace(name, "baseline")
 
 
+@pytest.mark.slow
 def test_whole_recipe_twice(corpus, tmp_path):
     demo = yaml.safe_load((RECIPES / "configs/demo.yaml").read_text())
     demo["requests"]["num_validation"] = demo["evaluation"]["num_validation_edits"] = 30
