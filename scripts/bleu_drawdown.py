@@ -47,8 +47,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own or 10")
     parser.add_argument("--num_beams", type=int, default=5, help="beam size of the translations")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences decoded together")
-    parser.add_argument("--memo_gigabytes", type=float, default=2.0, help="memory for the prefix memo")
-    parser.add_argument("--no_memo", action="store_true", help="run plain `generate` after each edit (slower)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of test sentences and of the targets")
     parser.add_argument("--output_dir", default="runs/bleu_drawdown", help="folder for results.json and edits.jsonl")
     return parser.parse_args()
@@ -108,7 +106,6 @@ def main(args: argparse.Namespace) -> None:
         layers=args.layers or editor_config.layers,
         num_beams=args.num_beams,
         batch_size=args.batch_size,
-        memo_gigabytes=None if args.no_memo else args.memo_gigabytes,
     )
     values = editor_config.hyperparameters | ({"learning_rate": args.learning_rate} if args.learning_rate else {})
     records = evaluator.evaluate(
@@ -130,13 +127,8 @@ def report(
     values: dict[str, float],
 ) -> None:
     folder = Path(args.output_dir)
-    row = evaluator.summarize(Path(args.model).name, records, editor=values, memo=evaluator.memo_statistics)
+    row = evaluator.summarize(Path(args.model).name, records, editor=values)
     write_results(folder / "results.json", [row], vars(args), args.seed, name=data.name, test_name=data.test_name)
-    if row["memo"] is not None:
-        print(
-            f"\nPrefix memo: {row['memo']['hit_rate']:.0%} of the predictions from prefixes met before, "
-            f"{row['memo']['peak_bytes'] / 1e9:.2f} GB at most."
-        )
     print(
         f"\n{data.test_name}\n{format_table([*TABLE_6, row])}\n\nResults: {folder}/results.json, {folder}/edits.jsonl"
     )

@@ -17,7 +17,7 @@ from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
 from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import decode_lines
-from editable_hf.models.beam_search import BeamCache, batches_by_length, longest_decodable, translation_limit
+from editable_hf.models.beam_search import batches_by_length, longest_decodable, translation_limit
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,6 @@ def _beam_search(
         num_return_sequences=num_beams,
         do_sample=False,
         early_stopping=num_beams > 1,
-        past_key_values=BeamCache(),
         max_new_tokens=translation_limit(model, inputs["input_ids"].shape[1]),
     )
     rows = [strip_ids(row, tokenizer) for row in output]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -11,17 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.editing import EditResult, edit, edited
-from editable_hf.core.editors import Editor, Params
+from editable_hf.core.editors import Editor
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
-from editable_hf.evaluation.memo_translator import MemoTranslator
-from editable_hf.evaluation.split_model import MemoUnavailable
 from editable_hf.evaluation.translator import Translator
-
-logger = logging.getLogger(__name__)
 
 
 class BleuDrawdownEvaluator(EditEvaluator):
@@ -46,9 +41,6 @@ class BleuDrawdownEvaluator(EditEvaluator):
         layers: What an edit may move.
         num_beams: Beam size.
         batch_size: Sentences decoded together.
-        memo_gigabytes: Memory for what edits have in common (see [`MemoTranslator`]), and as much again for the
-            parameters of the edits that are measured together. `None` runs `generate` after each edit. So does, with a
-            warning, a model or a choice of layers that the memo does not serve.
     """
 
     request_keys = ("id", "source", "target")
@@ -66,7 +58,6 @@ class BleuDrawdownEvaluator(EditEvaluator):
         layers: str | Iterable[str] = "last_decoder_layer",
         num_beams: int = 5,
         batch_size: int = 64,
-        memo_gigabytes: float | None = 2.0,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.layers = list(select_parameters(model, layers))
@@ -77,8 +68,6 @@ class BleuDrawdownEvaluator(EditEvaluator):
             "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
         }
         self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
-        self._memo = None if memo_gigabytes is None else self._build_memo(memo_gigabytes)
-        self.group_size = 1 if self._memo is None else self._memo.group_size
         self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
         self._texts = CorpusBleu(reference_texts, tokenize="13a")
         detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
@@ -86,18 +75,6 @@ class BleuDrawdownEvaluator(EditEvaluator):
         self.before = self._translator(progress="unedited model")
         self.bleu, self.bleu_detok = self._score(self.before)
         self.num_sentences = len(self.before)
-
-    def _build_memo(self, gigabytes: float) -> MemoTranslator | None:
-        try:
-            return MemoTranslator(self._translator, self.layers, gigabytes=gigabytes)
-        except MemoUnavailable as reason:
-            logger.warning("Each edit is measured with `generate`, without a prefix memo: %s.", reason)
-            return None
-
-    @property
-    def memo_statistics(self) -> dict[str, float] | None:
-        """Hit rate and size of the prefix memo over all edits measured so far, see [`MemoStatistics`]."""
-        return None if self._memo is None else self._memo.statistics.as_dict()
 
     def _score(self, translations: Sequence[str]) -> tuple[float, float]:
         # Both remember the sentences they have seen, so only the translations that an edit changed cost anything.
@@ -113,28 +90,18 @@ class BleuDrawdownEvaluator(EditEvaluator):
         progress: str | None,
         length_penalty: float = 0.0,
     ) -> list[Record]:
-        results, seconds = [], []
-        for request in requests:
-            start = time.perf_counter()
-            constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
-            results.append(edit(self.model, constraint, editor, self.layers, max_steps))
-            seconds.append(time.perf_counter() - start)
-        moved = [result.params for result in results if result.num_steps > 0]
-        outputs = iter(self._translate(moved, progress))
-        return [
-            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, edit_seconds)
-            for request, result, edit_seconds in zip(requests, results, seconds, strict=True)
-        ]
+        return [self._measure_one(request, editor, max_steps, length_penalty) for request in requests]
 
-    def _translate(self, edits: Sequence[Params], progress: str | None) -> list[list[str]]:
-        """The test set's translations after each edit."""
-        if self._memo is not None:
-            return self._memo(edits, progress)
-        outputs = []
-        for params in edits:
-            with edited(self.model, params):
-                outputs.append(self._translator())
-        return outputs
+    def _measure_one(self, request: Request, editor: Editor, max_steps: int, length_penalty: float) -> Record:
+        start = time.perf_counter()
+        constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
+        result = edit(self.model, constraint, editor, self.layers, max_steps)
+        seconds = time.perf_counter() - start
+        translations = self.before
+        if result.num_steps > 0:
+            with edited(self.model, result):
+                translations = self._translator()
+        return self._record(request, result, translations, seconds)
 
     def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> Record:
         own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from editable_hf.core.functional import eval_mode
-from editable_hf.models.beam_search import BeamCache, batches_by_length, translation_limit
+from editable_hf.models.beam_search import batches_by_length, translation_limit
 
 # What this class relies on, whatever a model's generation configuration says.
 _FIXED = {
@@ -69,14 +68,6 @@ class Translator:
         ]
         self._encoded: list[torch.Tensor | None] = [None] * len(self._batches)
 
-    @property
-    def num_batches(self) -> int:
-        return len(self._batches)
-
-    @property
-    def num_sentences(self) -> int:
-        return sum(map(len, self._indices))
-
     @torch.no_grad()
     def __call__(self, progress: str | None = None) -> list[str]:
         """Translations in the order of the sources, as text without special tokens.
@@ -84,51 +75,33 @@ class Translator:
         Args:
             progress: Title of a progress bar, none if not given.
         """
-        translations = [""] * self.num_sentences
+        translations = [""] * sum(map(len, self._indices))
         with eval_mode(self.model):
-            for number in tqdm(range(self.num_batches), desc=progress, disable=progress is None, unit="batch"):
-                hidden, mask = self.encode(number)
-                sequences = self.generate(number, hidden, mask, past_key_values=BeamCache())
-                for index, text in self.decode(number, sequences):
+            for number in tqdm(range(len(self._batches)), desc=progress, disable=progress is None, unit="batch"):
+                texts = self.tokenizer.batch_decode(self._decode(number), skip_special_tokens=True)
+                for index, text in zip(self._indices[number], texts, strict=True):
                     translations[index] = text
         return translations
 
-    def encode(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's output and mask for a batch, `(sentences, length, width)` and `(sentences, length)`."""
-        batch, hidden = self._batches[number], self._encoded[number]
-        if hidden is None:
-            with eval_mode(self.model):
-                hidden = self.model.get_encoder()(**batch)[0]
-            if self.keep_encoded:
-                self._encoded[number] = hidden
-        return hidden, batch["attention_mask"]
-
-    def generate(self, number: int, hidden: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Beam search with the settings of a batch.
-
-        Args:
-            number: The batch.
-            hidden: See [`encode`]; several copies of the batch, one after the other, give as many copies of it.
-            mask: See [`encode`].
-            options: Passed on to `generate`.
-
-        Returns:
-            Token ids, `(sentences, length)`.
-        """
-        sources = self._batches[number]["input_ids"]
+    def _decode(self, number: int) -> torch.Tensor:
+        """Token ids of a batch's translations, `(sentences, length)`."""
+        batch = self._batches[number]
         return self.model.generate(
             # Already encoded, but options such as `encoder_no_repeat_ngram_size` look at them.
-            sources.repeat(len(hidden) // len(sources), 1),
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-            attention_mask=mask,
+            batch["input_ids"],
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._encode(number)),
+            attention_mask=batch["attention_mask"],
             num_beams=self.num_beams,
             early_stopping=self.num_beams > 1,
             max_new_tokens=self._max_new_tokens[number],
             **_FIXED,
-            **options,
         )
 
-    def decode(self, number: int, sequences: torch.Tensor) -> Iterator[tuple[int, str]]:
-        """Index of each sentence of a batch among the sources, and its translation as text."""
-        texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        return zip(self._indices[number], texts, strict=True)
+    def _encode(self, number: int) -> torch.Tensor:
+        """The encoder's output for a batch, `(sentences, length, width)`."""
+        hidden = self._encoded[number]
+        if hidden is None:
+            hidden = self.model.get_encoder()(**self._batches[number])[0]
+            if self.keep_encoded:
+                self._encoded[number] = hidden
+        return hidden

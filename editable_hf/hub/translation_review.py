@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 
 from sacrebleu.metrics import CHRF
@@ -12,13 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editable_hf.core.editing import edited
 from editable_hf.data.moses import looks_tokenized
 from editable_hf.evaluation.bleu import CorpusBleu
-from editable_hf.evaluation.memo_translator import MemoTranslator
-from editable_hf.evaluation.split_model import MemoUnavailable
 from editable_hf.evaluation.translator import Translator
 from editable_hf.hub.review import BLEU, TRANSLATION, Change, Review, name_of, own_params, sorted_changes
 from editable_hf.hub.word_marks import word_distance
-
-logger = logging.getLogger(__name__)
 
 
 def review_translations(
@@ -31,7 +26,6 @@ def review_translations(
     edited_sources: Collection[str] = (),
     num_beams: int | None = None,
     batch_size: int = 64,
-    memo_gigabytes: float | None = 2.0,
     patch: str = "edit",
     base_model: str | None = None,
     regression_set: str | None = None,
@@ -48,8 +42,6 @@ def review_translations(
         edited_sources: The sentences that the patch is for, to be marked if they are among `sources`.
         num_beams: Beam size, by default that of the model's generation config.
         batch_size: Sentences decoded together.
-        memo_gigabytes: Memory for what both translations have in common, see [`MemoTranslator`]. `None` runs
-            `generate` twice. So does, with a warning, a model or a patch that the memo does not serve.
         patch: What to call the patch.
         base_model: What to call the model, by default its own name or path.
         regression_set: What to call the sentences.
@@ -65,7 +57,9 @@ def review_translations(
     _check_sizes(sources, references)
     params = own_params(model, params)
     translator = _build_translator(model, tokenizer, sources, params, num_beams, batch_size)
-    before, after = _translate_twice(translator, params, memo_gigabytes, progress)
+    before = translator(progress)
+    with edited(model, params):
+        after = translator(progress)
     changes = _changed_translations(sources, references, before, after, {text.strip() for text in edited_sources})
     metrics = ("not computed: no references", None, None) if references is None else _bleu(references, before, after)
     return Review(
@@ -103,27 +97,6 @@ def _build_translator(
     in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
     keep_encoded = not any(id(own[name]) in in_encoder for name in params)
     return Translator(model, tokenizer, sources, num_beams=num_beams, batch_size=batch_size, keep_encoded=keep_encoded)
-
-
-def _translate_twice(
-    translator: Translator, params: Mapping[str, Tensor], gigabytes: float | None, progress: str | None
-) -> tuple[list[str], list[str]]:
-    """All translations of the unedited and of the edited model."""
-    model = translator.model
-    if gigabytes is not None:
-        try:
-            memo = MemoTranslator(translator, list(params), gigabytes=gigabytes)
-        except MemoUnavailable as reason:
-            logger.warning("The patch is reviewed with `generate`, without a prefix memo: %s.", reason)
-        else:
-            # The unedited model counts as an edit: they share what comes before the edited layers. Sums are also
-            # rounded alike, so that no pair of hypotheses with equal scores swaps and looks like a change.
-            own = {name: param.detach() for name, param in model.named_parameters() if name in params}
-            before, after = memo([own, params], progress)
-            return before, after
-    before = translator(progress)
-    with edited(model, params):
-        return before, translator(progress)
 
 
 def _changed_translations(

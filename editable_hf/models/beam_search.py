@@ -1,25 +1,10 @@
-"""What beam search over many sentences needs beyond `generate`."""
+"""Limits and batches for decoding many sentences with `generate`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
-
-
-class BeamCache(EncoderDecoderCache):
-    """Reorders the decoder's own keys and values only: all beams of a sentence see the same encoder output.
-
-    The stock cache copies the (larger) cross-attention part at every step, a quarter of the time of a beam search.
-    Give a new one to each call of `generate`, as `past_key_values`.
-    """
-
-    def __init__(self):
-        super().__init__(DynamicCache(), DynamicCache())
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.self_attention_cache.reorder_cache(beam_idx)
+from transformers import PreTrainedModel
 
 
 def longest_decodable(model: PreTrainedModel) -> int | None:

@@ -30,8 +30,7 @@ def make_change(index=0, before="the cat sat", after="the dog sat", **options):
     return Change(index=index, before=before, after=after, **{**values, **options})
 
 
-@pytest.mark.parametrize("memo_gigabytes", [None, 0.1])
-def test_review_is_that_of_translating_twice(trained_marian, tokenizer, sentence_pairs, memo_gigabytes):
+def test_review_is_that_of_translating_twice(trained_marian, tokenizer, sentence_pairs):
     sources, references = (part[:40] for part in sentence_pairs)
     params = made_up_result(trained_marian, LAYER, 0, 0.02).params
     translator = Translator(trained_marian, tokenizer, sources, num_beams=2)
@@ -46,7 +45,6 @@ def test_review_is_that_of_translating_twice(trained_marian, tokenizer, sentence
         references,
         edited_sources=[sources[3]],
         num_beams=2,
-        memo_gigabytes=memo_gigabytes,
     )
     changed = {index: (old, new) for index, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
     assert 2 < len(changed) < 40

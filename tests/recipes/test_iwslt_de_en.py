@@ -142,11 +142,8 @@ def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, 
     import iwslt_de_en
     from recipe_config import load_config
 
-    from editable_hf.evaluation import memo_translator
-
     # With "1" the recipe would set its own number of threads, for all later tests too.
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(memo_translator, "_MAX_GROUP", 1)  # otherwise both edits are measured, and killed, together
 
     def config(folder):
         loaded = load_config(

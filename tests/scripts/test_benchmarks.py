@@ -36,14 +36,6 @@ def test_training(benchmark):
     assert ratios["peak_memory_ratio"] > 0 and figures["checks"]["resnet"]["gradient"] < 1e-3
 
 
-def test_drawdown(benchmark, translator_folder, corpus):
-    models = ["--small_model", translator_folder, "--large_model", translator_folder]
-    sizes = ["--num_edits", "1", "--num_compared", "1", "--num_sentences", "4", "--num_beams", "2"]
-    ratios, figures = benchmark("benchmark_drawdown.py", *models, "--data", corpus, *sizes)
-    assert ratios["drawdown_identical"] and ratios["drawdown_speedup"] > 0
-    assert figures["small"]["check"]["num_compared"] == 4 and figures["config"]["num_edits"] == 1
-
-
 def test_image_drawdown(benchmark):
     ratios, figures = benchmark("benchmark_image_drawdown.py", "--size", "tiny", "--num_images", "40")
     assert ratios["drawdown_speedup_chain3"]["median"] > 1 and ratios["drawdown_speedup_extra"]["median"] > 1
