@@ -1,14 +1,26 @@
 PYTHON ?= python3
 VENV ?= .venv
+# What is installed: the releases that CI tested. `CONSTRAINTS=` (nothing) takes the newest ones that setup.py allows.
+CONSTRAINTS ?= constraints/tested.txt
+# Which build of torch: `auto` looks for a GPU and takes the CPU's small one without; see `uv help pip install`.
+TORCH_BACKEND ?= auto
+# Which tests: `make test SELECT=compat` runs those of the oldest and newest releases.
+SELECT ?= not gpu
+# The release of torch in constraints/tested.txt.
+TORCH ?= 2.13.0
+
 BIN := $(VENV)/bin
+WANTED := -e ".[dev]" $(addprefix -c ,$(CONSTRAINTS))
+LOCK := uv pip compile setup.py --extra dev --universal --upgrade --no-header --no-annotate --quiet
 
-.PHONY: install demo test results style quality clean
+.PHONY: install demo test results style quality lock clean
 
-# Installed again only when what is to be installed changed.
-$(VENV)/installed: setup.py editable_hf/version.py
+# Installed again only when what is to be installed changed. pip takes over where torch's own index is out of reach.
+$(VENV)/installed: setup.py editable_hf/version.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --upgrade pip uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH_BACKEND) $(WANTED) \
+		|| $(BIN)/pip install --quiet $(WANTED)
 	touch $@
 
 install: $(VENV)/installed
@@ -17,7 +29,7 @@ demo: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
 
 test: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "$(SELECT)" -n 2 --dist worksteal
 
 results: install
 	$(BIN)/python scripts/results_page.py
@@ -29,6 +41,11 @@ style: install
 quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Writes constraints/ anew: everything that is installed, for every platform and Python of setup.py.
+lock: install
+	echo "torch==$(TORCH)" | $(BIN)/$(LOCK) -c - -o constraints/tested.txt
+	$(BIN)/$(LOCK) --resolution lowest-direct -o constraints/oldest.txt
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache

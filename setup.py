@@ -5,6 +5,9 @@ from setuptools import find_packages, setup
 version: dict[str, str] = {}
 exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
 
+PLOTS = ["matplotlib>=3.9,<4"]
+VISION = ["scikit-learn>=1.6,<2", "optuna>=5,<6"]
+
 setup(
     name="editable_hf",
     version=version["__version__"],
@@ -15,37 +18,31 @@ setup(
     packages=find_packages(include=["editable_hf", "editable_hf.*"]),
     package_data={"editable_hf.hub": ["templates/*"]},
     entry_points={"console_scripts": ["editable-hf=editable_hf.cli:main"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
+    # CI runs the lower bounds (constraints/oldest.txt), constraints/tested.txt and the newest releases.
     install_requires=[
-        "torch>=2.6",
-        "transformers[sentencepiece]>=5.23",
-        "datasets>=4.0",
-        "accelerate>=1.10",
-        "huggingface_hub>=1.0",
-        "safetensors>=0.5",
-        "pyarrow>=15",
-        "pillow>=10",
-        "sacrebleu>=2.4",
-        "sentencepiece>=0.2",
-        "sacremoses>=0.1",
-        "evaluate>=0.4",
-        "babel>=2.14",
-        "num2words>=0.5.13",
-        "numpy",
-        "pyyaml",
-        "tqdm",
+        "torch>=2.9.1,<3",
+        "transformers[sentencepiece]>=5.21,<6",
+        "datasets>=4.0,<6",
+        "accelerate>=1.12,<2",
+        "huggingface_hub>=1.31,<3",
+        "safetensors>=0.8,<1",
+        "pyarrow>=21",
+        "pillow>=11.1",
+        "sacrebleu>=2.4.3,<3",
+        "sentencepiece>=0.2.1,<1",
+        "sacremoses>=0.1.1,<1",
+        "evaluate>=0.4.6,<1",
+        "babel>=2.14,<3",
+        "num2words>=0.5.13,<1",
+        "numpy>=2.1,<3",
+        "packaging>=23",
+        "pyyaml>=6.0.2,<7",
+        "tqdm>=4.67,<5",
     ],
     extras_require={
-        "plots": ["matplotlib>=3.8"],
-        "vision": ["scikit-learn>=1.4", "optuna>=5"],
-        "dev": [
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6",
-            "ruff>=0.9",
-            "matplotlib>=3.8",
-            "scikit-learn>=1.4",
-            "optuna>=5",
-        ],
+        "plots": PLOTS,
+        "vision": VISION,
+        "dev": ["pytest>=8.4,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.15,<1", *PLOTS, *VISION],
     },
 )
