@@ -6,6 +6,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_THREAD_LIMIT"] = "1"  # of the processes that tests start, too: threads that wait for each other crawl
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -17,6 +18,29 @@ torch.set_num_threads(1)
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+class DeprecationRecords(logging.Handler):
+    """What a library logs, not warns, about calls that a later release will not take."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        if "deprecat" in record.getMessage().lower():
+            self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def no_deprecation_is_logged():
+    records, libraries = DeprecationRecords(), [logging.getLogger(name) for name in ("transformers", "accelerate")]
+    for library in libraries:
+        library.addHandler(records)
+    yield
+    for library in libraries:
+        library.removeHandler(records)
+    assert not records.messages
 
 
 @pytest.fixture(scope="session")
