@@ -150,12 +150,27 @@ def _match(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[s
             )
         matches = {name for name in parameters for owner in owners if name == owner or name.startswith(f"{owner}.")}
     if not matches:
-        # A module whose parameters are all tied (lm_head) owns none under its own name and is not worth naming.
-        owners = [name for name, _ in model.named_modules() if any(key.startswith(f"{name}.") for key in parameters)]
-        names = [*owners, *parameters]
-        similar = difflib.get_close_matches(entry, names, n=3, cutoff=0.3) or names[:3]
-        raise ValueError(
-            f"Layer {entry!r} matches no parameter of {type(model).__name__}. Names that exist are, for example: "
-            f"{', '.join(similar)}."
-        )
+        raise ValueError(f"Layer {entry!r} matches no parameter of {type(model).__name__}{_advice(model, entry)}")
     return matches
+
+
+def _advice(model: nn.Module, entry: str) -> str:
+    """What a user could mean by a name that owns no parameter: the end of an error message."""
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    tied = {
+        own[id(parameter)]: name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if own[id(parameter)] != name and f".{entry}." in f".{name}."
+    }
+    if tied:
+        pairs = ", ".join(f"{alias} is tied to {name}" for name, alias in tied.items())
+        return (
+            f" of its own: {pairs}, one tensor under two names. Select {', '.join(map(repr, tied))}, whose edit "
+            "changes both uses, or untie them when loading the model (`tie_word_embeddings=False`)."
+        )
+    # A module whose parameters are all tied owns none under its own name and is not worth naming; nor is one that
+    # holds nearly everything.
+    owners = [name for name, _ in model.named_modules() if any(key.startswith(f"{name}.") for key in own.values())]
+    names = [name for name in (*owners, *own.values()) if "." in name] or list(own.values())
+    similar = difflib.get_close_matches(entry, names, n=3, cutoff=0.3) or names[-3:]
+    return f". Names that exist are, for example: {', '.join(similar)}."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from PIL import Image
 
 from editable_hf.data.image_transforms import is_whole_image
+
+logger = logging.getLogger(__name__)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -74,7 +78,7 @@ def read_cifar10_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]
         FileNotFoundError: If the folder has none of the layouts, or a file is missing.
         ValueError: If a file is damaged.
     """
-    for place in (folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"):
+    for place in _cifar10_places(folder):
         if (place / "test_batch").is_file():
             return _read_batches(place, "", _read_pickled_batch)
         if (place / "test_batch.bin").is_file():
@@ -85,6 +89,16 @@ def read_cifar10_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]
         f"Expected the folder {folder} to hold CIFAR-10 as {_CIFAR10_LAYOUTS}, but it has {_listing(folder)}; give "
         "the folder with these files, and unpack an archive first."
     )
+
+
+def is_cifar10_folder(folder: Path) -> bool:
+    """Whether [`read_cifar10_folder`] knows the layout of the folder."""
+    marks = ("test_batch", "test_batch.bin", "test_labels.npy")
+    return any((place / mark).is_file() for place in _cifar10_places(folder) for mark in marks)
+
+
+def _cifar10_places(folder: Path) -> tuple[Path, ...]:
+    return folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"
 
 
 def read_hub_images(dataset_id: str, revision: str | None, image_column: str, label_column: str) -> DatasetDict:
@@ -121,6 +135,8 @@ def read_hub_images(dataset_id: str, revision: str | None, image_column: str, la
 def list_image_folder(folder: Path) -> dict[str, list[str]]:
     """Paths of the images by class, for a folder with a folder for each class; both sorted by name.
 
+    Warns with their number of the files that are left out, because their endings are not an image's.
+
     Raises:
         FileNotFoundError: If the folder is missing, has no class folder, or one of them has no image.
     """
@@ -134,7 +150,15 @@ def list_image_folder(folder: Path) -> dict[str, list[str]]:
             f"Expected {folder} to hold a folder for each class, but it has {_listing(folder)}; sort the images into "
             "folders named after their classes."
         )
-    images = {name: _images_below(folder / name) for name in classes}
+    images, others = {}, Counter()
+    for name in classes:
+        files = _files_below(folder / name)
+        images[name] = [path for path in files if path.lower().endswith(IMAGE_ENDINGS)]
+        others.update(Path(path).suffix.lower() for path in files if not path.lower().endswith(IMAGE_ENDINGS))
+    if others:
+        counts = ", ".join(f"{ending} ({count:,})" for ending, count in sorted(others.items()))
+        endings = ", ".join(IMAGE_ENDINGS)
+        logger.warning("Files of %s that do not end in %s are left out: %s.", folder, endings, counts)
     empty = [name for name, paths in images.items() if not paths]
     if empty:
         raise FileNotFoundError(
@@ -215,12 +239,12 @@ def _bitmap(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _images_below(folder: Path) -> list[str]:
+def _files_below(folder: Path) -> list[str]:
     return sorted(
         os.path.join(place, name)
         for place, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+        if not name.startswith(".")
     )
 
 

@@ -17,6 +17,7 @@ from editable_hf.data.image_sources import (
     check_whole_images,
     images_of_arrays,
     images_of_paths,
+    is_cifar10_folder,
     list_image_folder,
     read_cifar10_folder,
     read_class_ids,
@@ -97,8 +98,9 @@ def load_image_data(
 
     Args:
         source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); "cifar10", from the hub or from `path`;
-            "folder", ImageNet's layout `path/train/CLASS/*.JPEG` and `path/val/CLASS/*.JPEG`, where `val` is the test
-            set and files are decoded at access.
+            "folder", `path/train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, where files are
+            decoded at access; or the path of such a folder, or of CIFAR-10's, in place of `source` and `path`. Without
+            `test`, as ImageNet has it, `val` is the test set. What is no image by its ending is left out and counted.
         path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
         dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
         revision: Branch, tag or commit on the hub.
@@ -111,7 +113,7 @@ def load_image_data(
         image_size: Height and width of the model's input, in pixels: by default 16, 32 and 224. The digits are stored
             at that size; other images are left as they are.
         num_validation: Training images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a
-            twentieth, but at most 10,000.
+            twentieth, but at most 10,000. Not for a folder with validation images of its own.
         max_train: Upper limit on training images. A random sample is taken, in the data's order.
         max_validation: Same for validation.
         max_test: Same for test; `test_name` says so.
@@ -125,6 +127,8 @@ def load_image_data(
         ValueError: If a file is damaged, a class unknown or an option does not fit `source`.
         ImportError: If scikit-learn is missing for "embedded".
     """
+    if source not in (EMBEDDED, CIFAR10, FOLDER) and path is None and Path(source).expanduser().is_dir():
+        source, path = CIFAR10 if is_cifar10_folder(Path(source).expanduser()) else FOLDER, source
     _check_options(source, path, class_ids)
     if source == EMBEDDED:
         data, held_out = _load_digits(image_size or 16), _DIGITS_VALIDATION
@@ -134,6 +138,11 @@ def load_image_data(
     else:
         data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
         held_out = max(1, min(10_000, len(data.splits["train"]) // 20))
+        if "validation" in data.splits and num_validation is not None:
+            raise ValueError(
+                f"{path} has validation images of its own, but `num_validation` asks for {num_validation} of the "
+                "training images; leave it out, or remove the folder."
+            )
     limits = {"train": max_train, "validation": max_validation, "test": max_test}
     return _divide(data, held_out if num_validation is None else num_validation, limits, seed)
 
@@ -166,8 +175,8 @@ def load_natural_adversarial(
 def _check_options(source: str, path: str | os.PathLike | None, class_ids) -> None:
     if source not in (EMBEDDED, CIFAR10, FOLDER):
         raise ValueError(
-            f"Expected `source` to be {EMBEDDED!r}, {CIFAR10!r} or {FOLDER!r}, but got {source!r}; for images of your "
-            f"own use {FOLDER!r} and `path`."
+            f"Expected `source` to be {EMBEDDED!r}, {CIFAR10!r}, {FOLDER!r} or an existing folder, but got "
+            f"{source!r}; for images of your own give their folder, which has `train` and `test` in it."
         )
     if (source == FOLDER and path is None) or (source == EMBEDDED and path is not None):
         raise ValueError(
@@ -213,14 +222,15 @@ def _load_cifar10(path: str | os.PathLike | None, *hub: str | None, image_size: 
 
 
 def _load_folder(folder: Path, class_ids, verify: bool | None, image_size: int) -> ImageData:
-    val = folder / ("validation" if (folder / "validation").is_dir() else "val")
-    images = {"train": list_image_folder(folder / "train"), "test": list_image_folder(val)}
-    extra = sorted(images["test"].keys() - images["train"].keys())
-    if extra:
-        raise ValueError(
-            f"Expected every class of {val} in {folder / 'train'}, but {len(extra)} have no folder there, e.g. "
-            f"{extra[0]}; complete the training images or remove the class."
-        )
+    places = _split_folders(folder)
+    images = {part: list_image_folder(place) for part, place in places.items()}
+    for part in images.keys() - {"train"}:
+        extra = sorted(images[part].keys() - images["train"].keys())
+        if extra:
+            raise ValueError(
+                f"Expected every class of {places[part]} in {places['train']}, but {len(extra)} have no folder there, "
+                f"e.g. {extra[0]}; complete the training images or remove the class."
+            )
     missing = sorted(images["train"].keys() - images["test"].keys())
     if missing:
         logger.warning("%d classes of %s have no test images, e.g. %s.", len(missing), folder, missing[0])
@@ -230,7 +240,22 @@ def _load_folder(folder: Path, class_ids, verify: bool | None, image_size: int) 
         _verify(part, verify)
     splits = DatasetDict({part: images_of_paths(files, ids) for part, files in images.items()})
     origin = f"folder {folder.resolve().name}"
-    return ImageData(splits, origin, f"{val.name} of the {origin}", IMAGENET_MEAN, IMAGENET_STD, image_size)
+    test_name = f"{places['test'].name} of the {origin}"
+    return ImageData(splits, origin, test_name, IMAGENET_MEAN, IMAGENET_STD, image_size)
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of "train", "test" and, where the test set is another one, "validation"."""
+    names = [name for name in ("validation", "val") if (folder / name).is_dir()]
+    if len(names) > 1:
+        raise ValueError(
+            f"Expected one folder of validation images in {folder}, but it has `validation` and `val`; remove one."
+        )
+    validation = folder / (names[0] if names else "val")
+    if not (folder / "test").is_dir():
+        return {"train": folder / "train", "test": validation}
+    places = {"train": folder / "train", "test": folder / "test"}
+    return places | ({"validation": validation} if names else {})
 
 
 def _class_ids(class_ids: str | os.PathLike | Mapping[str, int]) -> Mapping[str, int]:
@@ -252,28 +277,32 @@ def _verify(images: Mapping[str, Sequence[str]], verify: bool | None) -> None:
         check_whole_images(paths)
 
 
-def _divide(data: ImageData, num_validation: int, limits: Mapping[str, int | None], seed: int) -> ImageData:
-    """Holds out validation images, cuts the splits down to their limits and counts the test images."""
-    pool, test = data.splits["train"], data.splits["test"]
+def _hold_out(pool: Dataset, num_validation: int, seed: int) -> dict[str, tuple[Dataset, np.ndarray]]:
+    """What training and validation images are selected from, with their shuffled rows."""
     if not 1 <= num_validation < len(pool):
         raise ValueError(
             f"Expected to hold out between 1 and {len(pool) - 1} of {len(pool)} training images, but `num_validation` "
             f"is {num_validation}; lower it or take more images."
         )
     order = np.random.default_rng(seed).permutation(len(pool))
-    indices = {
-        "train": order[: len(pool) - num_validation],
-        "validation": order[len(pool) - num_validation :],
-        "test": np.arange(len(test)),
-    }
-    splits = DatasetDict()
-    for part, rows in indices.items():
+    first = len(pool) - num_validation
+    return {"train": (pool, order[:first]), "validation": (pool, order[first:])}
+
+
+def _divide(data: ImageData, num_validation: int, limits: Mapping[str, int | None], seed: int) -> ImageData:
+    """Holds out validation images, cuts the splits down to their limits and counts the test images."""
+    parts = {part: (images, np.arange(len(images))) for part, images in data.splits.items()}
+    if "validation" not in parts:
+        parts |= _hold_out(data.splits["train"], num_validation, seed)
+    test, splits = data.splits["test"], DatasetDict()
+    for part in ("train", "validation", "test"):
+        images, rows = parts[part]
         limit = limits[part]
         if limit is not None and limit < 1:
             raise ValueError(f"Expected at least one image in a split, but the limit for {part!r} is {limit}.")
         if limit is not None and limit < len(rows):
             rows = np.random.default_rng(seed).permutation(rows)[:limit]
-        splits[part] = (test if part == "test" else pool).select(np.sort(rows))
+        splits[part] = images.select(np.sort(rows))
     count = f"{len(test):,} images"
     if len(splits["test"]) < len(test):
         count = f"{len(splits['test']):,} sampled of {count}"

@@ -17,7 +17,12 @@ from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.functional import eval_mode
 from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import decode_lines
-from editable_hf.models.beam_search import batches_by_length, longest_decodable, translation_limit
+from editable_hf.models.beam_search import (
+    batches_by_length,
+    check_encoder_decoder,
+    longest_decodable,
+    translation_limit,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +82,10 @@ def request_constraint(
         length_penalty: Exponent of the length normalisation, see [`SequenceConstraint`].
 
     Raises:
+        TypeError: If `model` is no encoder-decoder.
         ValueError: If the source or the target is empty, the target is too long or no alternative differs from it.
     """
+    check_encoder_decoder(model)
     config = model.config
     source_ids = torch.tensor([request["source_ids"]])
     if source_ids.numel() == 0:
@@ -131,9 +138,11 @@ def make_edit_requests(
         `target_ids`, `alternatives` (lists of token ids, best first).
 
     Raises:
+        TypeError: If `model` is no encoder-decoder.
         ValueError: If there is no source, a source or a given target is empty, or their numbers differ.
         NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
+    check_encoder_decoder(model)
     _check_pairs(sources, targets)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
     rows: list[dict[str, Any]] = []

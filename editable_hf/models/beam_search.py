@@ -7,6 +7,15 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 
+def check_encoder_decoder(model: PreTrainedModel) -> None:
+    """Raises `TypeError` for a model that does not translate a source into a target, such as a causal model."""
+    if not model.config.is_encoder_decoder:
+        raise TypeError(
+            f"Expected an encoder-decoder model (Marian, BART, T5, ...), got {type(model).__name__}, which has no "
+            "encoder; load a translation model with `AutoModelForSeq2SeqLM`."
+        )
+
+
 def longest_decodable(model: PreTrainedModel) -> int | None:
     """Most tokens `model` can decode, or `None` where it has no limit (T5's positions are relative)."""
     return getattr(model.config, "max_position_embeddings", None)

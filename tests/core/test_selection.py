@@ -34,6 +34,14 @@ def test_suffix_begins_at_a_dot(classifier):
         select_parameters(classifier, "ead")
 
 
+@pytest.mark.parametrize("name", ["lm_head", "lm_head.weight"])
+def test_tied_head_names_what_it_is_tied_to(marian, name):
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight is tied to model.shared.weight, .* Select 'model.shared.weight'"
+    ):
+        select_parameters(marian, name)
+
+
 def test_module_name_does_not_select_longer_names():
     model = nn.ModuleDict({"layer1": nn.Linear(2, 2), "layer10": nn.Linear(2, 2)})
     assert list(select_parameters(model, "layer1")) == ["layer1.weight", "layer1.bias"]

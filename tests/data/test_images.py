@@ -87,6 +87,38 @@ def image_folder(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_folder_with_three_splits_gives_them_as_they_are(image_folder, name):
+    (image_folder / "val").rename(image_folder / "test")
+    write_jpegs(image_folder / name, {"n01": 4, "n02": 1, "n03": 2})
+    data = load_image_data(str(image_folder))
+    assert sizes(data) == {"train": 40, "validation": 7, "test": 6}
+    assert data.test_name == "test of the folder imagenet (6 images)"
+    assert list(data.splits["validation"]["label"]) == [0, 0, 0, 0, 1, 2, 2]
+    with pytest.raises(ValueError, match="validation images of its own, but `num_validation` asks for 3"):
+        load_image_data(str(image_folder), num_validation=3)
+
+
+def test_folder_with_a_test_set_alone_holds_out_validation_images(image_folder):
+    (image_folder / "val").rename(image_folder / "test")
+    assert sizes(load_image_data(str(image_folder))) == {"train": 38, "validation": 2, "test": 6}
+
+
+def test_two_folders_of_validation_images_are_an_error(image_folder):
+    write_jpegs(image_folder / "validation", {"n01": 1})
+    with pytest.raises(ValueError, match="has `validation` and `val`"):
+        load_image_data("folder", path=image_folder)
+
+
+def test_files_that_are_left_out_are_counted(image_folder, caplog):
+    Image.new("RGB", (8, 8)).save(image_folder / "train" / "n01" / "one.gif")
+    (image_folder / "train" / "n02" / "notes.txt").write_text("?")
+    (image_folder / "train" / "n02" / ".hidden").write_text("?")
+    assert sizes(load_image_data("folder", path=image_folder))["train"] == 38
+    (message,) = caplog.messages
+    assert message.endswith("are left out: .gif (1), .txt (1).")
+
+
 def test_folder_is_numbered_by_sorted_names_and_read_lazily(image_folder):
     data = load_image_data("folder", path=image_folder)
     assert sizes(data) == {"train": 38, "validation": 2, "test": 6}
@@ -201,7 +233,7 @@ def test_real_imagenet_images_and_ids(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "cifar100"}, "'embedded', 'cifar10' or 'folder', but got 'cifar100'"),
+        ({"source": "cifar100"}, "'embedded', 'cifar10', 'folder' or an existing folder, but got 'cifar100'"),
         ({"source": "folder"}, "`path` with 'folder' .* got path=None"),
         ({"source": "embedded", "path": "x"}, "`path` with 'folder' and not with 'embedded'"),
         ({"source": "cifar10", "class_ids": {"a": 0}}, "`class_ids` only with 'folder', but got it with 'cifar10'"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from editable_hf import make_edit_requests, read_edit_requests, request_constraint
 from editable_hf.core.functional import FunctionalModel
@@ -20,6 +21,17 @@ def make(trained_marian, tokenizer):
         return make_edit_requests(trained_marian, tokenizer, sources, **{**OPTIONS, **options})
 
     return build
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "Llama"])
+def test_causal_models_are_refused(tokenizer, architecture):
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(architecture.lower(), vocab_size=len(tokenizer), **shape)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(TypeError, match=f"encoder-decoder model .* got {architecture}"):
+        make_edit_requests(model, tokenizer, ["der hund"])
+    with pytest.raises(TypeError, match="which has no encoder"):
+        request_constraint({"source_ids": [4], "target_ids": [5], "alternatives": [[6]]}, model)
 
 
 def test_columns(make, sentence_pairs, tokenizer):
