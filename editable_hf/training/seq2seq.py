@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Seq2SeqTrainer
 
 from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
@@ -36,7 +37,8 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         args: [`EditableSeq2SeqTrainingArguments`].
         edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
             (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
-            alone, which is the control that an editable model is compared with.
+            alone, which is the control that an editable model is compared with. A `Dataset`, a list of rows, a dict
+            of columns, or anything with a length whose rows are dicts.
         kwargs: Everything else that `Seq2SeqTrainer` takes (`train_dataset`, `eval_dataset`, `processing_class`, ...).
 
     Raises:
@@ -50,9 +52,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             kwargs["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
         super().__init__(model=model, args=args, **kwargs)
         freeze_position_tables(self.model)
-        if edit_dataset is not None:
-            _check_requests(edit_dataset)
-        self._init_editable(edit_dataset)
+        self._init_editable(None if edit_dataset is None else _as_requests(edit_dataset))
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
         constraint = request_constraint(request, self.model, length_penalty=self.args.edit_length_penalty)
@@ -66,11 +66,15 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         if "decoder_input_ids" not in inputs:
-            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+            inputs["decoder_input_ids"] = _decoder_input_ids(self.model, labels)
         if self.model.training:
             inputs["use_cache"] = False
         loss, outputs = self.loss_and_outputs(model, inputs, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        # `DataCollatorForSeq2Seq` gives `labels=None` for rows without, which would count as labels.
+        return super().prediction_step(model, {k: v for k, v in inputs.items() if v is not None}, *args, **kwargs)
 
     def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
         """Mean over the target tokens of the whole accumulated batch (of this batch in evaluation)."""
@@ -119,12 +123,41 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def _check_requests(edit_dataset) -> None:
-    missing = {"source_ids", "target_ids", "alternatives"} - set(edit_dataset.column_names)
-    if missing:
-        raise ValueError(
-            f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {edit_dataset.column_names}. "
-            "Build it with `make_edit_requests`."
+def _decoder_input_ids(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """Labels shifted by one place, by the model's own rule where it has one (M2M100, which NLLB is, has none)."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    shifted = labels.roll(1, dims=-1)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted.masked_fill(shifted == IGNORE_INDEX, model.config.pad_token_id)
+
+
+def _as_requests(edit_dataset) -> Sized:
+    """Requests as a dataset whose rows are drawn by number.
+
+    Raises:
+        TypeError: If rows cannot be drawn by number.
+        ValueError: If there is none, or a column is missing.
+    """
+    if isinstance(edit_dataset, DatasetDict | IterableDatasetDict):
+        raise TypeError(
+            f"Expected the requests of one split as `edit_dataset`, got a {type(edit_dataset).__name__} of "
+            f"{', '.join(edit_dataset)}; choose one, e.g. `edit_dataset[{next(iter(edit_dataset), 'train')!r}]`."
+        )
+    if isinstance(edit_dataset, Mapping):
+        edit_dataset = Dataset.from_dict(edit_dataset)
+    if not (hasattr(edit_dataset, "__len__") and hasattr(edit_dataset, "__getitem__")):
+        raise TypeError(
+            f"Expected `edit_dataset` to have a length and rows by number, because requests are drawn at random, got "
+            f"a {type(edit_dataset).__name__}; make it a list or `Dataset.from_list(list(requests))`."
         )
     if len(edit_dataset) == 0:
         raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")
+    columns = sorted(edit_dataset[0])
+    missing = {"source_ids", "target_ids", "alternatives"} - set(columns)
+    if missing:
+        raise ValueError(
+            f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {columns}. Build it with "
+            "`make_edit_requests`."
+        )
+    return edit_dataset

@@ -1,0 +1,109 @@
+"""What users of `Seq2SeqTrainer` hand around: requests in several forms, rows without labels, models of any kind."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torch.testing import assert_close
+from transformers import (
+    BlenderbotSmallConfig,
+    BlenderbotSmallForConditionalGeneration,
+    DataCollatorForSeq2Seq,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+pytestmark = pytest.mark.compat
+
+
+def losses(trainer):
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class MapStyle:
+    """The least that a torch dataset has."""
+
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("form", [list, Dataset.to_dict, MapStyle], ids=["list", "dict", "torch"])
+def test_requests_in_any_form_are_the_same(make_trainer, trained_marian, requests_data, form, tmp_path):
+    expected = losses(make_trainer(copy.deepcopy(trained_marian)))
+    trainer = make_trainer(trained_marian, edit_dataset=form(requests_data), folder=tmp_path / "other")
+    assert losses(trainer) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda rows: DatasetDict(train=rows), r"requests of one split .* DatasetDict of train; .*\['train'\]"),
+        (Dataset.to_iterable_dataset, "a length and rows by number, .* IterableDataset; make it a list"),
+    ],
+)
+def test_requests_that_cannot_be_drawn_are_refused(make_trainer, trained_marian, requests_data, form, message):
+    with pytest.raises(TypeError, match=message):
+        make_trainer(trained_marian, edit_dataset=form(requests_data))
+
+
+@pytest.mark.parametrize("own_collator", [False, True])
+def test_predictions_of_rows_without_labels_are_those_of_the_stock_trainer(
+    make_trainer, trained_marian, tokenizer, encoded_pairs, tmp_path, own_collator
+):
+    rows = encoded_pairs.select(range(6)).remove_columns("labels")
+    options = {"predict_with_generate": True, "generation_max_length": 12, "report_to": "none", "use_cpu": True}
+    stock = Seq2SeqTrainer(
+        copy.deepcopy(trained_marian), Seq2SeqTrainingArguments(str(tmp_path), **options), processing_class=tokenizer
+    )
+    parts = {"data_collator": DataCollatorForSeq2Seq(tokenizer)} if own_collator else None
+    trainer = make_trainer(trained_marian, parts=parts, **options)
+    output = trainer.predict(rows)
+    assert np.array_equal(output.predictions, stock.predict(rows).predictions) and output.label_ids is None
+    assert "test_loss" not in output.metrics and "test_loss" in trainer.predict(encoded_pairs.select([0])).metrics
+
+
+SHAPE = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 40,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "bos_token_id": 0,
+    "attn_implementation": "eager",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (M2M100ForConditionalGeneration, M2M100Config),
+        (BlenderbotSmallForConditionalGeneration, BlenderbotSmallConfig),
+    ],
+)
+def test_models_that_do_not_say_how_labels_are_shifted(make_trainer, tokenizer, encoded_pairs, kind, config):
+    torch.manual_seed(0)
+    model = kind(config(vocab_size=len(tokenizer), decoder_start_token_id=2, dropout=0.0, **SHAPE))
+    assert not hasattr(model, "prepare_decoder_input_ids_from_labels")
+    batch = DataCollatorForSeq2Seq(tokenizer)([encoded_pairs[index] for index in range(4)])
+    trainer = make_trainer(model)
+    assert_close(trainer.compute_loss(model.eval(), batch), model(**batch).loss)  # which shifts them within
+    trainer.train()
+    assert trainer.state.global_step == 2
