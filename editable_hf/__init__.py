@@ -29,6 +29,9 @@ from editable_hf.training import (
     EditorConfig,
 )
 from editable_hf.version import __version__
+from editable_hf.versions import warn_if_untested
+
+warn_if_untested()
 
 __all__ = [
     "ClassConstraint",

@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   editable-hf apply runs/demo/editable fixes/tea -o patched
   editable-hf revert patched fixes/tea -o restored
   editable-hf push fixes/tea me/tea-fix
+  editable-hf env
 """
 
 
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("patch", help="folder of the patch")
     command.add_argument("repo", help="user/name on the Hub")
     command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    _add(commands, "env", _env, "versions and device, and which were tested, for bug reports")
     return parser
 
 
@@ -251,6 +253,14 @@ def _push(args: argparse.Namespace) -> int:
 
     url = commands.Patch.from_pretrained(args.patch).push_to_hub(args.repo, private=args.private)
     _print(args, {"url": url}, f"Pushed: {url}")
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    from editable_hf.versions import describe_environment, format_environment
+
+    found = describe_environment()
+    _print(args, found, format_environment(found))
     return 0
 
 

@@ -1,0 +1,118 @@
+"""Which releases of other libraries this one was tested with, and what is installed here."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import Version
+
+# The oldest and the newest release that CI has run; constraints/ holds the whole sets.
+TESTED = {
+    "torch": ("2.9.1", "2.14.1"),
+    "transformers": ("5.21.0", "5.24.0"),
+    "datasets": ("4.0.0", "5.2.0"),
+    "accelerate": ("1.12.0", "1.15.0"),
+    "huggingface_hub": ("1.31.0", "2.4.0"),
+    "safetensors": ("0.8.0", "0.8.0"),
+    "sacrebleu": ("2.4.3", "2.6.0"),
+    "sentencepiece": ("0.2.1", "0.2.3"),
+    "sacremoses": ("0.1.1", "0.2.0"),
+    "evaluate": ("0.4.6", "0.4.6"),
+    "numpy": ("2.1.0", "2.4.6"),
+}
+INSIDE, NEWER, OLDER, MISSING = "tested", "newer than tested", "older than tested", "not installed"
+
+
+def compare_versions() -> dict[str, dict[str, str | None]]:
+    """For each library: the installed `version`, the `oldest` and `newest` release tested, and the `state`.
+
+    A bug-fix release of a tested one (5.24.3 after 5.24.0) counts as tested.
+    """
+    found = {}
+    for name, (oldest, newest) in TESTED.items():
+        installed = _installed(name)
+        found[name] = {
+            "version": installed,
+            "oldest": oldest,
+            "newest": newest,
+            "state": MISSING if installed is None else _state(Version(installed), Version(oldest), Version(newest)),
+        }
+    return found
+
+
+def warn_if_untested() -> None:
+    """One warning if `transformers` is newer than what was tested: what breaks next is most often there."""
+    found = compare_versions()["transformers"]
+    if found["state"] == NEWER:
+        newest = Version(found["newest"])
+        older = f'pip install "transformers<{newest.major}.{newest.minor + 1}"'
+        warnings.warn(
+            f"editable_hf was tested with transformers up to {newest}, and {found['version']} is installed. If "
+            f"something fails, `{older}`, and please report it with what `editable-hf env` prints.",
+            stacklevel=3,  # the line that imports editable_hf
+        )
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a bug report needs: versions, commit, machine and device."""
+    import torch  # late: this module is a part of `import editable_hf`, and of `editable-hf --help`
+
+    from editable_hf.evaluation.report import environment
+
+    here = environment()
+    return {
+        "editable_hf": here["versions"]["editable_hf"],
+        "commit": here["commit"],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": here["machine"]["device"] if torch.cuda.is_available() else "CPU",
+        "threads": here["machine"]["threads"],
+        "cuda": torch.version.cuda,
+        "libraries": compare_versions(),
+    }
+
+
+def format_environment(found: dict[str, Any]) -> str:
+    """A Markdown list to paste into a bug report, from [`describe_environment`]."""
+    commit = "" if found["commit"] is None else f" (commit {found['commit']})"
+    build = "CPUs" if found["cuda"] is None else f"CUDA {found['cuda']}"
+    lines = [
+        f"editable_hf: {found['editable_hf']}{commit}",
+        f"Python: {found['python']}, {found['platform']}",
+        f"processor: {found['processor']}, {found['threads']} threads",
+        f"device: {found['device']}, torch built for {build}",
+    ]
+    for name, entry in found["libraries"].items():
+        lines.append(f"{name}: {entry['version'] or '-'} ({_range(entry)})")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _range(entry: dict[str, str | None]) -> str:
+    span = entry["newest"] if entry["oldest"] == entry["newest"] else f"{entry['oldest']} to {entry['newest']}"
+    return entry["state"] if entry["state"] == INSIDE else f"{entry['state']}: {span}"
+
+
+def _state(installed: Version, oldest: Version, newest: Version) -> str:
+    if installed < oldest:
+        return OLDER
+    return NEWER if installed.release[:2] > newest.release[:2] else INSIDE
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Its name as the system has it; the architecture where it has none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
