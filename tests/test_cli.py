@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from editable_hf import EditorConfig
 from editable_hf.cli import build_parser, main
 
+pytestmark = pytest.mark.compat
+
 
 @pytest.fixture
 def model_folder(translator_folder):

@@ -13,6 +13,8 @@ from transformers import EncoderDecoderCache, ResNetConfig, ResNetForImageClassi
 from editable_hf.core.functional import FunctionalModel
 from editable_hf.core.replay import ReplayError, record
 
+pytestmark = pytest.mark.compat
+
 SOURCE, PREFIXES = torch.tensor([[5, 6, 7, 8, 2], [9, 10, 2, 1, 1]]), torch.tensor([[3, 11, 12, 13], [3, 14, 15, 1]])
 BLOCK = {"marian": "model.decoder.layers.{}.", "bart": "model.decoder.layers.{}.", "t5": "decoder.block.{}."}
 

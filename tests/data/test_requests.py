@@ -12,6 +12,8 @@ from editable_hf import make_edit_requests, read_edit_requests, request_constrai
 from editable_hf.core.functional import FunctionalModel
 from editable_hf.data.requests import NoEditRequestsError, draw_requests, strip_ids
 
+pytestmark = pytest.mark.compat
+
 OPTIONS = {"num_alternatives": 4, "progress": None}
 
 

@@ -16,6 +16,8 @@ from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import read_records
 
+pytestmark = pytest.mark.compat
+
 ALPHA, STEPS, BEAMS, BATCH = 5e-3, 4, 3, 5
 NUM_SENTENCES = 12
 

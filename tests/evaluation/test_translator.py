@@ -5,6 +5,8 @@ import torch
 
 from editable_hf.evaluation.translator import Translator
 
+pytestmark = pytest.mark.compat
+
 
 @pytest.fixture
 def sources(sentence_pairs):

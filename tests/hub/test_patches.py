@@ -13,6 +13,8 @@ from hub.patch_checks import LAYER, all_bits, made_up_result, same_bits
 from editable_hf import ClassConstraint, EditorConfig, LearnableEditor, edit, edited
 from editable_hf.hub import Patch, applied_patches, apply_patches, revert_patches
 
+pytestmark = pytest.mark.compat
+
 
 def patch_of(model, result, **options):
     own = {"request": "made up", "editor": EditorConfig(), "layers": LAYER, **options}

@@ -19,6 +19,8 @@ from editable_hf.hub.review_text import format_markdown, format_terminal
 from editable_hf.hub.translation_review import review_translations
 from editable_hf.hub.word_marks import mark_words, word_distance
 
+pytestmark = pytest.mark.compat
+
 
 def make_review(changes, **options):
     values = {"before": 30.0, "after": 29.5, "num_examples": 10, **options}

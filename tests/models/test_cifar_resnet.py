@@ -13,6 +13,8 @@ from network_checks import (
 
 from editable_hf.models import CifarResNetConfig, CifarResNetForImageClassification, load_published_cifar_resnet
 
+pytestmark = pytest.mark.compat
+
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 # file, parameters, correct answers among the 10,000 test images: the errors published with the files are 8.27, 7.37,
 # 6.90 and 6.61%

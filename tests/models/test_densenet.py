@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from editable_hf.core.replay import record
 from editable_hf.models import DENSENET_SIZES, DenseNetConfig, DenseNetForImageClassification
 
+pytestmark = pytest.mark.compat
+
 SIZES = {"growth_rate": 3, "block_config": [2, 3, 2], "num_init_features": 4, "bn_size": 2}
 
 

@@ -24,6 +24,8 @@ from editable_hf.models import (
     StemResNetConfig,
 )
 
+pytestmark = pytest.mark.compat
+
 RESNET = {"embedding_size": 4, "hidden_sizes": [4, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 5}
 VIT = {
     "hidden_size": 8,

@@ -28,6 +28,8 @@ from editable_hf.models import (
     StemResNetForImageClassification,
 )
 
+pytestmark = pytest.mark.compat
+
 NUM_LABELS = 4
 
 

@@ -9,6 +9,8 @@ from transformers import MarianMTModel
 from editable_hf import edit, request_constraint, rmsprop
 from editable_hf.models import TRANSFORMER_SIZES, iwslt_transformer_config
 
+pytestmark = pytest.mark.compat
+
 
 class Vocabulary(SimpleNamespace):
     """What the configuration needs of a tokenizer."""

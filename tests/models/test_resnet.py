@@ -16,6 +16,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from editable_hf.models import StemResNetConfig, StemResNetForImageClassification
 
+pytestmark = pytest.mark.compat
+
 SIZES = {"embedding_size": 4, "hidden_sizes": [4, 6, 8, 10], "depths": [2, 1, 2, 1], "num_labels": 3}
 
 

@@ -11,6 +11,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, LearnableEditor
 
+pytestmark = pytest.mark.compat
+
 
 @pytest.fixture
 def dropout_marian(trained_marian):

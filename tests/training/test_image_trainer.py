@@ -19,6 +19,8 @@ from transformers import Trainer
 from editable_hf.core import FunctionalModel
 from editable_hf.data.image_requests import ImageEditRequests, RankDistribution
 
+pytestmark = pytest.mark.compat
+
 
 def by_rank():
     ranks = RankDistribution(torch.tensor([0, 2, 1, 0, 1]))

@@ -17,6 +17,8 @@ from transformers import (
 
 from editable_hf.training.checks import check_supported
 
+pytestmark = pytest.mark.compat
+
 EAGER = {"attn_implementation": "eager"}
 
 
