@@ -188,7 +188,7 @@ def test_tie_with_the_target_is_zero_and_so_is_its_gradient(marian):
     tied = with_rows(build(marian, "two rows of two tokens"), [0, 0])
     params = selected(marian)
     value = tied(FunctionalModel(marian.eval(), list(params), create_graph=True), params)
-    assert value == 0
+    assert abs(value) < 1e-12  # equal rows of a batch may be added up in different orders
     for name, grad in gradients(value, trainable(marian)).items():
         torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-12, msg=name)
 

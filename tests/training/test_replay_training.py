@@ -72,10 +72,11 @@ def test_run_is_that_without_replay(run, trained_marian):
 
 def test_run_in_single_precision_is_that_without_replay(run, trained_marian):
     model = trained_marian.float()
-    # Twenty updates build on each other: the last gradients differ by some 1e-5, the first by 1e-7.
+    # Updates build on each other, so that rounding (eps is 1e-7) grows from 1e-7 to some 1e-5 in twenty of them on one
+    # processor and further on others; the test above says in double precision that nothing else differs.
     ours, expected = run(model), run(model, **PLAIN)
-    assert_same_run(ours, expected, 1e-5, gradient_tolerance=5e-5)
-    assert_same_run(*([part[:3] for part in each] for each in (ours, expected)), 1e-6)
+    assert_same_run(ours, expected, 1e-4, gradient_tolerance=1e-3)
+    assert_same_run(*([part[:3] for part in each] for each in (ours, expected)), 1e-5)
 
 
 @pytest.mark.parametrize("layers", [["encoder.layers.0"], ["decoder.layers.0.fc2", "decoder.layers.1"], ["*"]])
