@@ -14,17 +14,17 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode
-from editable_hf.core.replay import intercepted
 from editable_hf.core.selection import part_modules
 from editable_hf.models import StemResNetConfig
 from editable_hf.models.image_classifier import check_rebuilt
+from editable_hf.seams.torch_seam import intercepted
+from editable_hf.seams.transformers_seam import SubConfigSpec
 
 
 @strict

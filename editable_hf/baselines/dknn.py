@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers.configuration_utils import SubConfigSpec
 
 from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode
-from editable_hf.core.replay import intercepted
 from editable_hf.core.selection import part_modules
 from editable_hf.models import StemResNetConfig
 from editable_hf.models.image_classifier import ImageClassifier, check_rebuilt
+from editable_hf.seams.torch_seam import intercepted
+from editable_hf.seams.transformers_seam import SubConfigSpec, any_attention
 
 # Similarities that are held at a time: 64 MB in float32, whatever the size of the reference set and of a batch.
 _MAX_SIMILARITIES = 2**24
@@ -59,6 +59,7 @@ class DkNNConfig(PreTrainedConfig):
             raise ValueError(f"`k` must be from 1 to the {self.num_references} references, got {self.k}.")
 
 
+@any_attention  # which one is possible is for the classifier inside to say
 class DkNNForImageClassification(ImageClassifier):
     """Classifies an image by the labels of its nearest neighbours in the embeddings of a trained classifier's layers.
 
@@ -78,8 +79,6 @@ class DkNNForImageClassification(ImageClassifier):
     """
 
     config_class = DkNNConfig
-    # Which attention is possible is for the classifier inside to say.
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: DkNNConfig):
         super().__init__(config)

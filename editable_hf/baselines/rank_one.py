@@ -18,8 +18,8 @@ from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode
-from editable_hf.core.replay import intercepted
 from editable_hf.models.extra_block import find_head
+from editable_hf.seams.torch_seam import intercepted
 
 
 def feature_moment(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from editable_hf.core.replay import Recording, record
+from editable_hf.seams.accelerate_seam import without_autocast_wrapper
 
 T = TypeVar("T")
 
@@ -106,16 +107,11 @@ def full_precision(model: nn.Module) -> Iterator[None]:
 
     Steps of an edit are often smaller than half precision can tell apart.
     """
-    # accelerate (1.15) wraps the forward of a model that it prepares for mixed precision in autocast.
-    wrapped = vars(model).pop("forward", None) if "_original_forward" in vars(model) else None
     with ExitStack() as stack:
+        stack.enter_context(without_autocast_wrapper(model))
         for device in {parameter.device.type for parameter in model.parameters()}:
             stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            yield
-        finally:
-            if wrapped is not None:
-                vars(model)["forward"] = wrapped
+        yield
 
 
 @contextmanager

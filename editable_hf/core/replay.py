@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from editable_hf.seams.torch_seam import (
+    has_hooks,
+    intercepted,
+    map_tensors,
+    runs_before_forward,
+    tree_leaves,
+    version_of,
+)
 
 # Looking at these of an edited tensor does not depend on its values (T5 asks for the dtype of a weight, for example).
 _METADATA = {
@@ -56,7 +64,7 @@ class Recording:
         self._before_hooks: tuple[tuple, dict[str, Any]] | None = None
         self._holders: set[nn.Module] = set()
         self._stamps: list[tuple[Any, int | None]] = []
-        self._state: list[tuple[dict[str, Any], str, Tensor, int | None]] = []
+        self._state: list[tuple[Callable[[], Any], Tensor, int | None]] = []
         self._modes: list[tuple[nn.Module, bool]] = []
         self._intercepted: list[nn.Module] = []
 
@@ -97,7 +105,7 @@ class Recording:
         if call is not self._root and call.completed and same_mode and _untouched(call.inputs, stamps):
             if not any(child.hooked for child in call.children):
                 call.output, call.stamps = output, _stamps(output)
-        call.hooked = bool(module._forward_hooks or module._forward_pre_hooks) or any(c.hooked for c in call.children)
+        call.hooked = has_hooks(module) or any(c.hooked for c in call.children)
         return output
 
     def _called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -118,7 +126,7 @@ class Recording:
         self.entries = [(call.module, output) for call, output in calls[: end + 1]] if last >= 0 else []
         inside = {inner for module in self.answered for inner in module.modules()}
         self._state = [entry for module in inside for entry in _state(module)]
-        tensors = [*self._root.stamps, *(entry[2:] for entry in self._state)]
+        tensors = [*self._root.stamps, *(entry[1:] for entry in self._state)]
         if any(version is None and isinstance(leaf, Tensor) for leaf, version in tensors):  # changes go unseen
             self.entries, self._state, inside = [], [], set()
         self._modes = [(module, module.training) for module in inside]
@@ -159,7 +167,7 @@ class Recording:
             position += 1
             if output is _RUN:
                 return forward(*args, **kwargs)
-            return tree_map_only(Tensor, self._widened, output) if widen else output
+            return map_tensors(self._widened, output) if widen else output
 
         args, kwargs = self._root.inputs
         with intercepted(self._intercepted, answer):
@@ -178,7 +186,7 @@ class Recording:
         return tensor.to(self._watched[0].dtype) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
     def _check_unchanged(self) -> None:
-        state = all(owner.get(name) is old and _version(old) == version for owner, name, old, version in self._state)
+        state = all(get() is old and _version(old) == version for get, old, version in self._state)
         if not state or not _same(_stamps((self._root.inputs, self._answers())), self._stamps):
             raise ReplayError("An input, a weight or an answer was changed since the forward was recorded.")
         if not self.mixed_modes and any(module.training != training for module, training in self._modes):
@@ -295,43 +303,28 @@ def _untouched(tree: Any, stamps: list[tuple[Any, int | None]]) -> bool:
 
 def _version(leaf: Any) -> int | None:
     if isinstance(leaf, Tensor):
-        return None if leaf.is_inference() else leaf._version
+        return version_of(leaf)
     return 0 if isinstance(leaf, _PLAIN) else None
 
 
-def _state(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, int | None]]:
-    """The tensors that a module holds itself, each with the dict it is in: parameters, buffers, other attributes."""
-    owners = [module._parameters, module._buffers]
-    if not module._forward_pre_hooks:  # they run at a replay as well, and `torch.nn.utils.weight_norm` is one
-        owners.append(vars(module))
-    for owner in owners:
-        for name, value in owner.items():
+def _state(module: nn.Module) -> Iterator[tuple[Callable[[], Any], Tensor, int | None]]:
+    """The tensors that a module holds itself, as parameters, buffers or other attributes, each with what gets it."""
+    for name, value in _own_tensors(module):
+        yield partial(getattr, module, name, None), value, _version(value)
+    if not runs_before_forward(module):  # that happens at a replay as well; `torch.nn.utils.weight_norm` does so
+        for name, value in vars(module).items():
             if isinstance(value, Tensor):
-                yield owner, name, value, _version(value)
+                yield partial(vars(module).get, name), value, _version(value)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)
 
 
 def _holders(module: nn.Module, ids: set[int]) -> set[nn.Module]:
     """The modules that hold one of the tensors, and those around them."""
     found = set().union(*(_holders(child, ids) for child in module.children()))
-    if found or any(id(tensor) in ids for tensor in (*module._parameters.values(), *module._buffers.values())):
+    if found or any(id(tensor) in ids for _, tensor in _own_tensors(module)):
         found.add(module)
     return found
-
-
-@contextmanager
-def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None]:
-    """Calls `handle(module, forward, *args, **kwargs)` in place of each module's forward within the block."""
-    originals: list[tuple[nn.Module, Any]] = []
-    try:
-        for module in modules:
-            originals.append((module, vars(module).get("forward")))
-            replaced = partial(handle, module, module.forward)
-            replaced.__wrapped__ = module.forward  # for those that look at its signature
-            vars(module)["forward"] = replaced
-        yield
-    finally:
-        for module, forward in originals:
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = forward

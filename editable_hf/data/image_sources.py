@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from PIL import Image
 
 from editable_hf.data.image_transforms import is_whole_image
+from editable_hf.seams.numpy_seam import array_pickle_names
 
 logger = logging.getLogger(__name__)
 
@@ -286,13 +287,7 @@ def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numbers, strings, lists, dicts and numpy arrays, and nothing else: a pickle can run any code."""
 
-    _reconstruct = np.empty(0, np.uint8).__reduce__()[0]
-    _allowed = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
+    _allowed = array_pickle_names()
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self._allowed:

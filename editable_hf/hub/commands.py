@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -64,7 +65,7 @@ def load(name: str, patches: Sequence[str] = ()) -> Loaded:
     if config.is_encoder_decoder:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, attn_implementation="eager")
         processor = AutoTokenizer.from_pretrained(name)
-    elif type(config) in AutoModelForImageClassification._model_mapping.keys():
+    elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         model = AutoModelForImageClassification.from_pretrained(name, attn_implementation="eager")
         processor = AutoImageProcessor.from_pretrained(name)
     else:

@@ -11,9 +11,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers import initialization as init
 
 from editable_hf.models.image_classifier import ImageClassifier
+from editable_hf.seams.transformers_seam import init
 
 CHANNELS = (16, 32, 64)
 
@@ -74,8 +74,8 @@ class CifarResNetForImageClassification(ImageClassifier):
         self.linear = nn.Linear(CHANNELS[2], config.num_labels)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+    def start_weights(self, module: nn.Module) -> None:
+        super().start_weights(module)
         if isinstance(module, nn.Conv2d | nn.Linear):
             init.kaiming_normal_(module.weight)
 

@@ -10,9 +10,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers import initialization as init
 
 from editable_hf.models.image_classifier import ImageClassifier
+from editable_hf.seams.transformers_seam import init, may_miss_batch_counters
 
 # timm's names for torchvision's architectures.
 DENSENET_SIZES: dict[str, dict[str, Any]] = {
@@ -82,6 +82,8 @@ def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Weights from before torch 0.4.1 lack these counters, which only `momentum=None` reads.
+@may_miss_batch_counters
 class DenseNetForImageClassification(ImageClassifier):
     """DenseNet with a linear classifier.
 
@@ -94,8 +96,6 @@ class DenseNetForImageClassification(ImageClassifier):
     """
 
     config_class = DenseNetConfig
-    # Weights from before torch 0.4.1 lack BatchNorm's counter of batches, which only `momentum=None` reads.
-    _keys_to_ignore_on_load_missing = [r"num_batches_tracked"]
 
     def __init__(self, config: DenseNetConfig):
         super().__init__(config)
@@ -103,8 +103,8 @@ class DenseNetForImageClassification(ImageClassifier):
         self.classifier = nn.Linear(self.features.norm5.num_features, config.num_labels)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+    def start_weights(self, module: nn.Module) -> None:
+        super().start_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
 

@@ -11,12 +11,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from editable_hf.models.image_classifier import check_rebuilt
 from editable_hf.models.resnet import StemResNetConfig
+from editable_hf.seams.transformers_seam import SubConfigSpec, any_attention, init, take_attention
 
 
 @strict
@@ -50,6 +49,7 @@ class ExtraBlockConfig(PreTrainedConfig):
             )
 
 
+@any_attention  # which one is possible is for the classifier inside to say, and it does
 class ExtraBlockForImageClassification(PreTrainedModel):
     """Any Hugging Face image classifier with a residual block just before its last linear layer.
 
@@ -67,8 +67,6 @@ class ExtraBlockForImageClassification(PreTrainedModel):
     config_class = ExtraBlockConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    # Which attention is possible is for the classifier inside to say, and it does.
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     # Not every classifier makes use of the Trainer's `num_items_in_batch`; a mean over the batch is what all return.
     accepts_loss_kwargs = False
 
@@ -115,7 +113,7 @@ class ExtraBlockForImageClassification(PreTrainedModel):
         setattr(backbone.get_submodule(parent), child, head)
         self.backbone, self._head_name = backbone, name
         self.config.backbone = backbone.config
-        self.config._attn_implementation = backbone.config._attn_implementation
+        take_attention(self.config, backbone.config)
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
 
     def initialize_weights(self) -> None:

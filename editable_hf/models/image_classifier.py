@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from editable_hf.seams.transformers_seam import StartsWeights
 
-class ImageClassifier(PreTrainedModel, ABC):
+
+class ImageClassifier(StartsWeights, PreTrainedModel, ABC):
     """An image classifier of `transformers`; a subclass says what its logits are."""
 
     main_input_name = "pixel_values"

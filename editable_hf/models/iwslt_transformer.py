@@ -50,9 +50,8 @@ def iwslt_transformer_config(
 ) -> MarianConfig:
     """Configuration of a post-norm Transformer with ReLU, sinusoid positions and scaled, tied embeddings.
 
-    Build the model with `MarianMTModel._from_config(config, attn_implementation="eager")`, or give the configuration
-    to `MarianMTModel`; eager attention is set here because an edit is differentiated twice, and fused kernels have no
-    double backward.
+    Give the configuration to `MarianMTModel`; eager attention is set here because an edit is differentiated twice, and
+    fused kernels have no double backward.
 
     Args:
         tokenizer: Gives the vocabulary size and special tokens; one vocabulary serves both languages.

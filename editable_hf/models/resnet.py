@@ -7,7 +7,6 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
-from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
 
 @strict
@@ -59,8 +58,9 @@ class StemResNetForImageClassification(ResNetForImageClassification):
         super().__init__(config)
         if config.cifar_stem:
             stem = self.resnet.embedder
-            stem.embedder = ResNetConvLayer(
-                config.num_channels, config.embedding_size, kernel_size=3, stride=1, activation=config.hidden_act
+            # By its name among the weights, which stays as long as published ones are to load.
+            stem.embedder.convolution = nn.Conv2d(
+                config.num_channels, config.embedding_size, kernel_size=3, padding=1, bias=False
             )
             stem.pooler = nn.Identity()
             self.post_init()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 from torch.nn import Parameter
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from editable_hf.core.editors import LearnableEditor
 from editable_hf.core.selection import select_parameters
+from editable_hf.seams.transformers_seam import leave_out_of_weight_files
 from editable_hf.training.arguments import EditableArguments
 from editable_hf.training.editor_config import EDITOR_CONFIG_NAME, EditorConfig
 
@@ -41,7 +43,7 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
     )
     model.editor = editor.to(model.device)
     names = {f"editor.{name}" for name, _ in editor.named_parameters()}
-    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
+    leave_out_of_weight_files(model, names)
 
 
 def has_own_editor(model: PreTrainedModel) -> bool:
@@ -57,7 +59,7 @@ def _check_own_editor(model: PreTrainedModel, args: EditableArguments) -> None:
         )
     # Not `edit_max_steps`, an upper bound: these editors take fewer.
     names = ("editor", "edit_learning_rate", "learn_edit_learning_rate", "learn_edit_decays")
-    given = [name for name in names if getattr(args, name) != args.__dataclass_fields__[name].default]
+    given = [each.name for each in fields(args) if each.name in names and getattr(args, each.name) != each.default]
     if given:
         raise ValueError(
             f"A {kind} has its own editor, without these hyperparameters; leave unset: {', '.join(given)}."

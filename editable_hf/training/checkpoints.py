@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from editable_hf.seams.transformers_seam import TRAINER_STATE_NAME, TrainerHooks
 
 _STAGING = ".saving"
 # A folder without either of them holds no weights, and loading from it fails with a message.
@@ -45,37 +47,31 @@ def train_to(trainer: Trainer, folder: Path) -> None:
         trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(TrainerHooks):
     """Makes a `Trainer` save so that the checkpoint before stays loadable until the new one is on disk, and resume.
 
     The first of a trainer's base classes. A disk that is full while saving ends training with a [`DiskFullError`];
     [`last_whole_checkpoint`] is then what it can be resumed from.
     """
 
-    def _run_epoch(self, **options) -> None:
-        # transformers 5.23 makes one more update when it resumes from the last checkpoint, if an epoch is not over.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**options)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = output_dir or self.args.output_dir
+    def write_model(self, folder: str, state_dict: dict[str, Any] | None) -> None:
         if not self.args.should_save:
-            return super()._save(folder, state_dict)
+            return super().write_model(folder, state_dict)
         with replaced_at_once(folder) as staging:
-            super()._save(str(staging), state_dict)
+            super().write_model(str(staging), state_dict)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+    @contextmanager
+    def checkpoint_guard(self, folder: Path) -> Iterator[None]:
         try:
-            with full_disk_explained(folder):
-                super()._save_checkpoint(model, trial)
+            with full_disk_explained(folder), super().checkpoint_guard(folder):
+                yield
         except DiskFullError:
             if not _is_json(folder / TRAINER_STATE_NAME):
                 shutil.rmtree(folder, ignore_errors=True)  # `resume_from_checkpoint=True` would take it for whole
             raise
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def process_state_written(self) -> None:
+        super().process_state_written()
         # Each process has its own; the trainer's state, which is next, says that all are there.
         self.accelerator.wait_for_everyone()
 

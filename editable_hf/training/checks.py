@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel, TrainingArguments
 
 from editable_hf.launch import check_launch
+from editable_hf.seams.transformers_seam import attention_of
 
 
 def check_supported(
@@ -35,7 +36,7 @@ def check_supported(
             "`optimizers` holds a learning-rate scheduler, which does not know the editor's values that the optimizer "
             "gets as a group of their own. Pass `(optimizer, None)` and choose one by `lr_scheduler_type`."
         )
-    attention = model.config._attn_implementation
+    attention = attention_of(model.config)
     if attention not in (None, "eager"):
         raise ValueError(
             f"The model uses {attention!r} attention, which has no double backward; an edit cannot be differentiated. "

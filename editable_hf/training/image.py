@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import EvalPrediction, Trainer
 
 from editable_hf.core.constraints import ClassConstraint
@@ -21,6 +20,8 @@ from editable_hf.training.arguments import EditableImageTrainingArguments
 from editable_hf.training.attached_editor import separate_group
 from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.mixin import EditableTrainerMixin
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
@@ -84,7 +85,7 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
         if self.args.freeze_batch_norm:
             # Each step anew: the Trainer puts the whole model in train mode.
             for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, _BATCH_NORMS):
                     module.eval()
         loss, outputs = self.loss_and_outputs(model, inputs, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss

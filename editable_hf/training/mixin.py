@@ -15,6 +15,7 @@ from torch import Tensor
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.data.requests import RequestOrder
+from editable_hf.seams.transformers_seam import TrainerHooks
 from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
@@ -24,7 +25,7 @@ from editable_hf.training.model_card import complete_model_card
 from editable_hf.training.term_log import TermLog
 
 
-class EditableTrainerMixin(ABC):
+class EditableTrainerMixin(TrainerHooks, ABC):
     """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss."""
 
     # compute_loss normalises by the whole accumulated batch itself.
@@ -97,23 +98,19 @@ class EditableTrainerMixin(ABC):
         optimizer, editor = super().create_optimizer(model), self.model.editor
         return separate_group(optimizer, editor.parameters(), self.args.editor_learning_rate)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+    def write_model(self, folder: str, state_dict: dict[str, Any] | None) -> None:
+        super().write_model(folder, state_dict)
         if self.args.should_save:
-            self.editor_config().save_pretrained(output_dir or self.args.output_dir)
+            self.editor_config().save_pretrained(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        restore_editor(self.model, resume_from_checkpoint)
+    def weights_loaded(self, folder: str) -> None:
+        super().weights_loaded(folder)
+        restore_editor(self.model, folder)
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
         if self.args.should_save:
             complete_model_card(self.args.output_dir, self.editor_config())
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        restore_editor(self.model, self.state.best_model_checkpoint)
 
     def editor_config(self) -> EditorConfig:
         """The editor as it stands, as it is saved beside the weights."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
 from editable_hf.models.position_tables import freeze_position_tables
+from editable_hf.seams.accelerate_seam import moved_to_device
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
 from editable_hf.training.checkpoints import WholeCheckpoints
@@ -103,10 +103,10 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches by padded tokens if `max_tokens_per_batch` is set, otherwise as `Trainer` does."""
-        args = self.args
+        args, usual = self.args, super().get_train_dataloader()
         if not args.max_tokens_per_batch:
-            return super().get_train_dataloader()
-        dataset = self._remove_unused_columns(self.train_dataset, description="training")
+            return usual
+        dataset = usual.dataset  # without the columns that the model does not take
         lengths = [
             max(len(source), len(target))
             for source, target in zip(dataset["input_ids"], dataset["labels"], strict=True)
@@ -120,7 +120,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             pin_memory=args.dataloader_pin_memory,
         )
         # The sampler shards by itself; accelerate only moves the batches.
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+        return moved_to_device(loader, args.device)
 
 
 def _decoder_input_ids(model: PreTrainedModel, labels: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+"""How torch is built inside, as far as replaying a model depends on it. Imports torch alone: `core` may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The values in nested lists, tuples, dicts and model outputs.
+
+    Relies on `torch.utils._pytree.tree_leaves`, where transformers registers its outputs (torch 2.9 to 2.14).
+    """
+    return _pytree.tree_leaves(tree)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same nested values with every tensor changed.
+
+    Relies on `torch.utils._pytree.tree_map_only` (torch 2.9 to 2.14).
+    """
+    return _pytree.tree_map_only(Tensor, change, tree)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; `None` if torch does not count its changes.
+
+    Relies on `torch.Tensor._version` (torch 2.9 to 2.14).
+    """
+    return None if tensor.is_inference() else tensor._version
+
+
+def runs_before_forward(module: nn.Module) -> bool:
+    """Whether something was registered to run before the module's forward.
+
+    Relies on `torch.nn.Module._forward_pre_hooks` (torch 2.9 to 2.14); nothing public lists them.
+    """
+    return bool(module._forward_pre_hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something was registered to run before or after the module's forward.
+
+    Relies on `torch.nn.Module._forward_hooks` and `torch.nn.Module._forward_pre_hooks` (torch 2.9 to 2.14).
+    """
+    return bool(module._forward_hooks) or runs_before_forward(module)
+
+
+@contextmanager
+def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None]:
+    """Calls `handle(module, forward, *args, **kwargs)` in place of each module's forward within the block.
+
+    Relies on `torch.nn.Module.forward` being looked up on the module itself by `torch.nn.Module.__call__` (torch 2.9
+    to 2.14): a hook can see a call or change what it returns, but cannot keep it from running.
+    """
+    originals: list[tuple[nn.Module, Any]] = []
+    try:
+        for module in modules:
+            originals.append((module, vars(module).get("forward")))
+            replaced = partial(handle, module, module.forward)
+            replaced.__wrapped__ = module.forward  # for those that look at its signature
+            vars(module)["forward"] = replaced
+        yield
+    finally:
+        for module, forward in originals:
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
