@@ -1,12 +1,13 @@
 """A training run is the same with and without replays."""
 
 import copy
+from dataclasses import fields
 
 import pytest
 import torch
 from gradient_recorder import GradientRecorder
 from torch import nn
-from transformers import logging
+from transformers import TrainingArguments, logging
 
 from editable_hf.training import locality
 
@@ -91,7 +92,10 @@ def test_other_layers(run, trained_marian, layers):
 def test_gradient_checkpointing(run, trained_marian, use_reentrant):
     trained_marian.enable_input_require_grads()
     expected = run(trained_marian, max_steps=3, **PLAIN)
-    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    # transformers renamed the arguments between 5.21 and 5.24.
+    names = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    options = {name: True, f"{name}_kwargs": {"use_reentrant": use_reentrant}}
     assert_same_run(run(trained_marian, max_steps=3, **options), expected, 1e-9)
 
 
