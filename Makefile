@@ -15,12 +15,13 @@ LOCK := uv pip compile setup.py --extra dev --universal --upgrade --no-header --
 
 .PHONY: install demo test results style quality lock clean
 
-# Installed again only when what is to be installed changed. pip takes over where torch's own index is out of reach.
+# Installed again only when what is to be installed changed. torch's builds for CPUs and older CUDAs are on its own index;
+# where that is out of reach, pip takes what it finds.
 $(VENV)/installed: setup.py editable_hf/version.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH_BACKEND) $(WANTED) \
-		|| $(BIN)/pip install --quiet $(WANTED)
+		|| { echo "torch's own index is out of reach, it seems: pip goes on without"; $(BIN)/pip install --quiet $(WANTED); }
 	touch $@
 
 install: $(VENV)/installed

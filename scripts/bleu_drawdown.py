@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     with processes.main_process_first():
         check_settings(args, folder)
     claim_folder(folder)  # a second run would append to the same files
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(processes.device)
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model).to(processes.device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     editor_config = EditorConfig.from_pretrained(args.model)
     if editor_config is None:

@@ -93,7 +93,7 @@ def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, A
 
 def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model, attn_implementation="eager").to(device).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     config = EditorConfig.from_pretrained(args.model) or EditorConfig()
     splits = load_translation_data(args.data).splits

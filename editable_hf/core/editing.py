@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 
 from editable_hf.core.constraints import Constraint
@@ -64,7 +65,8 @@ def edit(
     [`EditResult`].
 
     Args:
-        model: Any unwrapped module. With `create_graph`, attention must have a double backward ("eager").
+        model: Any unwrapped module. With `create_graph`, torch's own attention (`sdpa`) runs in its form that can be
+            differentiated twice; kernels from elsewhere (flash-attention) have none.
         constraint: Called as `constraint(functional_model, params)`, returns a scalar.
         editor: From [`rmsprop`] and its like, or [`LearnableEditor.build`]; or an [`EditFunction`], which chooses the
             parameters in its own way (the baselines that need no gradient).
@@ -98,7 +100,9 @@ def edit(
     else:  # copies: after 0 steps the result must not share memory with the model
         params = {name: param.detach().clone() for name, param in params.items()}
     run = partial(_descend, editor) if isinstance(editor, Editor) else partial(_choose, editor)
-    with eval_mode(model), full_precision(model), torch.enable_grad():
+    # Fused kernels of attention have no double backward. A forward that is differentiated once keeps them.
+    attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+    with eval_mode(model), full_precision(model), attention, torch.enable_grad():
         params, loss, history, failure = run(functional_model, constraint, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()

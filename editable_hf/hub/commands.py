@@ -63,10 +63,10 @@ def load(name: str, patches: Sequence[str] = ()) -> Loaded:
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.is_encoder_decoder:
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, attn_implementation="eager")
+        model = AutoModelForSeq2SeqLM.from_pretrained(name)
         processor = AutoTokenizer.from_pretrained(name)
     elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        model = AutoModelForImageClassification.from_pretrained(name, attn_implementation="eager")
+        model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
     else:
         raise ValueError(

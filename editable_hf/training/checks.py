@@ -37,8 +37,8 @@ def check_supported(
             "gets as a group of their own. Pass `(optimizer, None)` and choose one by `lr_scheduler_type`."
         )
     attention = attention_of(model.config)
-    if attention not in (None, "eager"):
+    if attention not in (None, "eager", "sdpa"):
         raise ValueError(
             f"The model uses {attention!r} attention, which has no double backward; an edit cannot be differentiated. "
-            'Call `model.set_attn_implementation("eager")`, or load it with attn_implementation="eager".'
+            'Call `model.set_attn_implementation("sdpa")`, or load it with attn_implementation="sdpa".'
         )

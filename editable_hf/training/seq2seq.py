@@ -33,7 +33,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
     collator defaults to `DataCollatorForSeq2Seq`.
 
     Args:
-        model: Any Hugging Face encoder-decoder model with eager attention.
+        model: Any Hugging Face encoder-decoder model, as it is loaded.
         args: [`EditableSeq2SeqTrainingArguments`].
         edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
             (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
@@ -42,7 +42,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         kwargs: Everything else that `Seq2SeqTrainer` takes (`train_dataset`, `eval_dataset`, `processing_class`, ...).
 
     Raises:
-        ValueError: At construction for FSDP, DeepSpeed, DataParallel, fused attention, unknown layers, or a request
+        ValueError: At construction for FSDP, DeepSpeed, DataParallel, flash-attention, unknown layers, or a request
             dataset that is empty or lacks a column.
     """
 

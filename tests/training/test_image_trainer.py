@@ -265,3 +265,19 @@ def test_training_lowers_the_error_rate(make_image_trainer):
     trainer.train()
     after = trainer.evaluate()["eval_error_rate"]
     assert before > 0.5 and after < 0.2
+
+
+# Attention
+
+
+def test_vision_transformer_is_trained_with_the_attention_that_it_comes_with(make_image_trainer, tmp_path):
+    gradients = []
+    for attention in ("eager", "sdpa"):
+        model, recorder = tiny_vit(), GradientRecorder()
+        model.set_attn_implementation(attention)
+        options = {"edit_layers": ["*.1.*"], "max_steps": 1, "folder": tmp_path / attention}
+        trainer = make_image_trainer(model, edit_dataset=image_requests(), callbacks=[recorder], **options)
+        trainer.train()
+        assert logs_of(trainer)[0]["edit_num_steps"] > 0
+        gradients.append(recorder.steps[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-10)

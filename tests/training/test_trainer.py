@@ -206,12 +206,11 @@ def stub(**options):
     return SimpleNamespace(**{**usual, **options})
 
 
-def test_fused_attention_is_refused_with_the_remedy(make_trainer, trained_marian):
-    trained_marian.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match=r"'sdpa' attention.*model\.set_attn_implementation\(\"eager\"\)"):
-        make_trainer(trained_marian)
-    trained_marian.set_attn_implementation("eager")
-    make_trainer(trained_marian)
+def test_attention_without_a_double_backward_is_refused_with_the_remedy(trained_marian):
+    config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    with pytest.raises(ValueError, match=r"'flash_attention_2' attention.*set_attn_implementation\(\"sdpa\"\)"):
+        check_supported(SimpleNamespace(config=config), stub())
+    check_supported(trained_marian, stub())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from gradient_recorder import GradientRecorder
+from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 from transformers import (
     BlenderbotSmallConfig,
@@ -87,7 +89,6 @@ SHAPE = {
     "pad_token_id": 1,
     "eos_token_id": 2,
     "bos_token_id": 0,
-    "attn_implementation": "eager",
 }
 
 
@@ -107,3 +108,29 @@ def test_models_that_do_not_say_how_labels_are_shifted(make_trainer, tokenizer, 
     assert_close(trainer.compute_loss(model.eval(), batch), model(**batch).loss)  # which shifts them within
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_model_with_fused_attention_is_trained_as_it_is_loaded(make_trainer, trained_marian, tmp_path, replay):
+    gradients, kinds = [], ("eager", "sdpa")
+    for attention in kinds:
+        model, recorder = copy.deepcopy(trained_marian), GradientRecorder()
+        model.set_attn_implementation(attention)
+        options = {"replay": replay, "edits_per_step": 2, "learn_edit_learning_rate": True, "learning_rate": 1e-5}
+        make_trainer(model, folder=tmp_path / attention, callbacks=[recorder], **options).train()
+        assert model.config._attn_implementation == attention
+        gradients.append(recorder.steps)
+    for step in zip(*gradients, strict=True):
+        assert step[0].keys() == step[1].keys()
+        for name, grad in step[0].items():
+            assert_close(step[1][name], grad, rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_base_forward_keeps_its_fused_attention(make_trainer, trained_marian):
+    trained_marian.set_attn_implementation("sdpa")
+    trainer = make_trainer(trained_marian.float(), max_steps=1)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        trainer.train()
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::_scaled_dot_product_attention_math" in names  # in the edit
+    assert any("flash_attention" in name for name in names)  # in what is differentiated once
