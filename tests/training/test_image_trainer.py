@@ -271,12 +271,13 @@ def test_training_lowers_the_error_rate(make_image_trainer):
 
 
 def test_vision_transformer_is_trained_with_the_attention_that_it_comes_with(make_image_trainer, tmp_path):
-    gradients = []
+    image, gradients = image_rows(1, seed=4)[0]["pixel_values"], []
+    requests = [{"pixel_values": image, "target": int(tiny_vit().eval()(image.unsqueeze(0)).logits.argmin())}]
     for attention in ("eager", "sdpa"):
         model, recorder = tiny_vit(), GradientRecorder()
         model.set_attn_implementation(attention)
         options = {"edit_layers": ["*.1.*"], "max_steps": 1, "folder": tmp_path / attention}
-        trainer = make_image_trainer(model, edit_dataset=image_requests(), callbacks=[recorder], **options)
+        trainer = make_image_trainer(model, edit_dataset=requests, callbacks=[recorder], **options)
         trainer.train()
         assert logs_of(trainer)[0]["edit_num_steps"] > 0
         gradients.append(recorder.steps[0])
