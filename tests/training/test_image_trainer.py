@@ -281,4 +281,5 @@ def test_vision_transformer_is_trained_with_the_attention_that_it_comes_with(mak
         trainer.train()
         assert logs_of(trainer)[0]["edit_num_steps"] > 0
         gradients.append(recorder.steps[0])
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-10)
+    # ViT's eager attention rounds its softmax to single precision.
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
