@@ -35,34 +35,68 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
 
     Args:
         model: Any Hugging Face image classifier.
-        args: [`EditableImageTrainingArguments`].
+        args: [`EditableImageTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.
         edit_dataset: Rows with `pixel_values` `(channels, height, width)` and either `target`, the wanted class, or
             `rank`, its 0-based place among the predictions that the model makes at that moment (section 4.3.1); see
             [`ImageEditRequests`]. Without it the trainer minimises the base loss alone.
-        kwargs: Everything else that `Trainer` takes. `train_dataset` and `eval_dataset` give `pixel_values` and
-            `labels`; `compute_metrics` is the error rate unless given.
+        train_dataset: Rows with `pixel_values` and `labels`.
+        eval_dataset: Same.
+        compute_metrics: The error rate, unless given.
+
+    All other arguments are those of `Trainer`, in its order.
 
     Raises:
         ValueError: At construction for FSDP, DeepSpeed, DataParallel, unknown layers, an empty request dataset or one
             whose rows lack a column, or an `extra_learning_rate` for a model without an extra block.
     """
 
-    def __init__(self, model, args: EditableImageTrainingArguments, *, edit_dataset=None, **kwargs):
-        if kwargs.get("compute_metrics") is None:
-            kwargs["compute_metrics"] = _error_rate
-            kwargs.setdefault("preprocess_logits_for_metrics", _predicted_classes)
-        super().__init__(model=model, args=args, **kwargs)
+    def __init__(
+        self,
+        model=None,
+        args: EditableImageTrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init=None,
+        compute_loss_func=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        preprocess_logits_for_metrics=None,
+        *,
+        edit_dataset=None,
+    ):
+        if compute_metrics is None:
+            compute_metrics = _error_rate
+            preprocess_logits_for_metrics = preprocess_logits_for_metrics or _predicted_classes
+        super().__init__(
+            model=model,
+            args=EditableImageTrainingArguments("trainer_output") if args is None else args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
         if edit_dataset is not None:
             _check_requests(edit_dataset)
         self._init_editable(edit_dataset)
-        self._extra = {name: p for name, p in self.model.named_parameters() if "extra" in name.split(".")}
-        if args.extra_learning_rate is not None and not self._extra:
+        if self.args.extra_learning_rate is not None and not self._extra_parameters():
             raise ValueError(
-                f"`extra_learning_rate` is {args.extra_learning_rate}, but {type(self.model).__name__} has no extra "
-                "block. Leave it unset, or wrap the model with `ExtraBlockForImageClassification.from_backbone`."
+                f"`extra_learning_rate` is {self.args.extra_learning_rate}, but {type(self.model).__name__} has no "
+                "extra block. Leave it unset, or wrap the model with `ExtraBlockForImageClassification.from_backbone`."
             )
         if isinstance(edit_dataset, ImageEditRequests):
-            self._order = RequestOrder(len(edit_dataset), args, endless=edit_dataset.endless)
+            self._order = RequestOrder(len(edit_dataset), self.args, endless=edit_dataset.endless)
+
+    def _extra_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if "extra" in name.split(".")}
 
     def request_constraint(self, request: Mapping[str, Any]) -> ClassConstraint:
         inputs = {"pixel_values": request["pixel_values"].unsqueeze(0).to(self.args.device, self.model.dtype)}
@@ -107,7 +141,7 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
         if args.extra_learning_rate is not None:
             decaying = set(self.get_decay_parameter_names(self.model))
             for decay in (True, False):  # biases have none, as elsewhere
-                own = [parameter for name, parameter in self._extra.items() if (name in decaying) == decay]
+                own = [p for name, p in self._extra_parameters().items() if (name in decaying) == decay]
                 separate_group(optimizer, own, args.extra_learning_rate, args.weight_decay if decay else 0.0)
         return optimizer
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.data.requests import RequestOrder
+from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
 from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
@@ -40,17 +41,29 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         """`L_loc` (Eq. 4) of one edit on one batch, scalar."""
 
     def _init_editable(self, edit_dataset) -> None:
-        args, model = self.args, self.model
-        check_supported(model, args, self.is_fsdp_enabled or self.is_deepspeed_enabled, self.lr_scheduler is not None)
+        args, sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_supported(self.model, args, sharded, self.lr_scheduler is not None)
         self.edit_dataset, self._terms = edit_dataset, TermLog()
         self._finite = FiniteNumbers(args.skip_non_finite, self._terms)
         self.add_callback(self._finite)
-        self.edit_parameters = editable_names(model, args.edit_layers)
-        self.teacher = deepcopy(model).eval().requires_grad_(False) if args.base_loss == "distillation" else None
-        attach_editor(model, args)
-        # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
-        model.editor.requires_grad_(edit_dataset is not None)
         self._order = None if edit_dataset is None else RequestOrder(len(edit_dataset), args)
+        self._take_model(self.model)
+
+    def _take_model(self, model) -> None:
+        freeze_position_tables(model)
+        self.edit_parameters = editable_names(model, self.args.edit_layers)
+        distills = self.args.base_loss == "distillation"
+        self.teacher = deepcopy(model).eval().requires_grad_(False) if distills else None
+        attach_editor(model, self.args)
+        # Without edits nothing uses the editor's values, and DDP would wait for the gradient of whatever requires one.
+        model.editor.requires_grad_(self.edit_dataset is not None)
+
+    def call_model_init(self, trial=None):
+        """The model that `model_init` makes, at the start of each training run, with its editor."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "edit_dataset"):  # Trainer's `__init__` makes the first one, which `_init_editable` takes
+            self._take_model(model)
+        return model
 
     def locality_batch(self, inputs: Mapping[str, Any], labels: Tensor) -> LocalityBatch:
         """Compares edits on the batch whose base forward runs within its `recorded()`."""

@@ -16,7 +16,6 @@ from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
-from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.accelerate_seam import moved_to_device
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
@@ -34,24 +33,52 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
 
     Args:
         model: Any Hugging Face encoder-decoder model, as it is loaded.
-        args: [`EditableSeq2SeqTrainingArguments`].
+        args: [`EditableSeq2SeqTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.
         edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
             (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
             alone, which is the control that an editable model is compared with. A `Dataset`, a list of rows, a dict
             of columns, or anything with a length whose rows are dicts.
-        kwargs: Everything else that `Seq2SeqTrainer` takes (`train_dataset`, `eval_dataset`, `processing_class`, ...).
+
+    All other arguments are those of `Seq2SeqTrainer`, in its order.
 
     Raises:
         ValueError: At construction for FSDP, DeepSpeed, DataParallel, flash-attention, unknown layers, or a request
             dataset that is empty or lacks a column.
     """
 
-    def __init__(self, model, args: EditableSeq2SeqTrainingArguments, *, edit_dataset=None, **kwargs):
-        tokenizer = kwargs.get("processing_class")
-        if kwargs.get("data_collator") is None and tokenizer is not None:
-            kwargs["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
-        super().__init__(model=model, args=args, **kwargs)
-        freeze_position_tables(self.model)
+    def __init__(
+        self,
+        model=None,
+        args: EditableSeq2SeqTrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init=None,
+        compute_loss_func=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        preprocess_logits_for_metrics=None,
+        *,
+        edit_dataset=None,
+    ):
+        if data_collator is None and processing_class is not None:
+            data_collator = DataCollatorForSeq2Seq(processing_class, model=model)
+        super().__init__(
+            model=model,
+            args=EditableSeq2SeqTrainingArguments("trainer_output") if args is None else args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
         self._init_editable(None if edit_dataset is None else _as_requests(edit_dataset))
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:

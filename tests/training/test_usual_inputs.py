@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from transformers import (
     M2M100ForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
 )
+
+from editable_hf import EditableImageTrainer, EditableSeq2SeqTrainer, EditorConfig
 
 pytestmark = pytest.mark.compat
 
@@ -134,3 +138,34 @@ def test_base_forward_keeps_its_fused_attention(make_trainer, trained_marian):
     names = {event.key for event in seen.key_averages()}
     assert "aten::_scaled_dot_product_attention_math" in names  # in the edit
     assert any("flash_attention" in name for name in names)  # in what is differentiated once
+
+
+def test_model_init_gives_each_run_a_model_with_an_editor(make_trainer, trained_marian, tmp_path):
+    parts = {"model_init": lambda: copy.deepcopy(trained_marian)}
+    trainer = make_trainer(None, parts=parts, learn_edit_learning_rate=True)
+    first, of_first_run = trainer.model, losses(trainer)
+    assert trainer.model is not first and trainer.model.editor is not first.editor
+    assert of_first_run == losses(
+        make_trainer(copy.deepcopy(trained_marian), folder=tmp_path / "model", learn_edit_learning_rate=True)
+    )
+    second = make_trainer(None, parts=parts, folder=tmp_path / "again", learn_edit_learning_rate=True)
+    assert losses(second) == of_first_run
+    trainer.save_model(str(tmp_path / "saved"))
+    assert EditorConfig.from_pretrained(tmp_path / "saved").learnt == dict(
+        (name, value.item()) for name, value in trainer.model.editor.named_parameters()
+    )
+
+
+def test_arguments_default_as_in_trainer(trained_marian, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    trainer = EditableSeq2SeqTrainer(trained_marian)
+    assert trainer.args.output_dir == "trainer_output" and trainer.args.edit_max_steps == 10
+
+
+STOCK = {EditableSeq2SeqTrainer: Seq2SeqTrainer, EditableImageTrainer: Trainer}
+
+
+@pytest.mark.parametrize("trainer", STOCK)
+def test_signature_begins_as_that_of_the_stock_trainer(trainer):
+    own, stock = ([*inspect.signature(kind.__init__).parameters] for kind in (trainer, STOCK[trainer]))
+    assert own == [*(name for name in stock if name != "optimizer_cls_and_kwargs"), "edit_dataset"]
