@@ -9,6 +9,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from editable_hf.version import __version__
+
 # The oldest and the newest release that CI has run; constraints/ holds the whole sets.
 TESTED = {
     "torch": ("2.9.1", "2.14.1"),
@@ -31,16 +33,7 @@ def compare_versions() -> dict[str, dict[str, str | None]]:
 
     A bug-fix release of a tested one (5.24.3 after 5.24.0) counts as tested.
     """
-    found = {}
-    for name, (oldest, newest) in TESTED.items():
-        installed = _installed(name)
-        found[name] = {
-            "version": installed,
-            "oldest": oldest,
-            "newest": newest,
-            "state": MISSING if installed is None else _state(Version(installed), Version(oldest), Version(newest)),
-        }
-    return found
+    return {name: _compare(name) for name in TESTED}
 
 
 def warn_if_untested() -> None:
@@ -60,17 +53,16 @@ def describe_environment() -> dict[str, Any]:
     """What a bug report needs: versions, commit, machine and device."""
     import torch  # late: this module is a part of `import editable_hf`, and of `editable-hf --help`
 
-    from editable_hf.evaluation.report import environment
+    from editable_hf.evaluation.report import COMMIT
 
-    here = environment()
     return {
-        "editable_hf": here["versions"]["editable_hf"],
-        "commit": here["commit"],
+        "editable_hf": __version__,
+        "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "device": here["machine"]["device"] if torch.cuda.is_available() else "CPU",
-        "threads": here["machine"]["threads"],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "libraries": compare_versions(),
     }
@@ -87,13 +79,16 @@ def format_environment(found: dict[str, Any]) -> str:
         f"device: {found['device']}, torch built for {build}",
     ]
     for name, entry in found["libraries"].items():
-        lines.append(f"{name}: {entry['version'] or '-'} ({_range(entry)})")
+        span = entry["newest"] if entry["oldest"] == entry["newest"] else f"{entry['oldest']} to {entry['newest']}"
+        state = INSIDE if entry["state"] == MISSING else entry["state"]
+        lines.append(f"{name}: {entry['version'] or MISSING} ({state}: {span})")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _range(entry: dict[str, str | None]) -> str:
-    span = entry["newest"] if entry["oldest"] == entry["newest"] else f"{entry['oldest']} to {entry['newest']}"
-    return entry["state"] if entry["state"] == INSIDE else f"{entry['state']}: {span}"
+def _compare(name: str) -> dict[str, str | None]:
+    installed, (oldest, newest) = _installed(name), TESTED[name]
+    state = MISSING if installed is None else _state(Version(installed), Version(oldest), Version(newest))
+    return {"version": installed, "oldest": oldest, "newest": newest, "state": state}
 
 
 def _state(installed: Version, oldest: Version, newest: Version) -> str:

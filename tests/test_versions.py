@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from editable_hf import versions
 from editable_hf.cli import main
+from editable_hf.evaluation import report
 from editable_hf.versions import INSIDE, MISSING, NEWER, OLDER, TESTED, compare_versions, warn_if_untested
 
 pytestmark = pytest.mark.compat
@@ -41,7 +42,8 @@ def pretend(monkeypatch, installed):
             raise PackageNotFoundError(name)
         return installed.get(name, TESTED[name][1])
 
-    monkeypatch.setattr(versions, "version", version)
+    for module in (versions, report):
+        monkeypatch.setattr(module, "version", version)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +87,13 @@ def test_import_warns_once_where_it_is_used(tmp_path):
 
 
 def test_environment_as_text_and_as_json(capsys, monkeypatch):
-    pretend(monkeypatch, {"transformers": "9.0", "evaluate": None})
+    pretend(monkeypatch, {"transformers": "9.0", "sacrebleu": None})
     assert main(["env"]) == 0
     text = capsys.readouterr().out
     assert all(line.startswith("- ") for line in text.splitlines())
-    assert f"- torch: {TESTED['torch'][1]} (tested)\n" in text
+    assert "- torch: {1} (tested: {0} to {1})\n".format(*TESTED["torch"]) in text
     assert "- transformers: 9.0 (newer than tested: 5." in text
-    assert "- evaluate: - (not installed: 0.4.6)" in text
+    assert "- sacrebleu: not installed (tested: {} to {})\n".format(*TESTED["sacrebleu"]) in text
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["libraries"]["transformers"]["state"] == NEWER and found["threads"] >= 1

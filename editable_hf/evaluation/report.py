@@ -125,7 +125,7 @@ def environment() -> dict[str, Any]:
             **{package: version(package) for package in packages},
             **_versions_of_extras(),
         },
-        "commit": _COMMIT,
+        "commit": COMMIT,
         "machine": {"device": device, "threads": torch.get_num_threads()},
     }
 
@@ -157,7 +157,7 @@ def _git_commit() -> str | None:
 
 
 # Read with the code that runs: by the time that results are written, the checkout may be at another commit.
-_COMMIT = _git_commit()
+COMMIT = _git_commit()
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seed: int, **extra: Any):
