@@ -1,5 +1,10 @@
 """Editable Neural Networks (ICLR 2020) for Hugging Face models: train them editable, patch them, measure the patch."""
 
+# ruff: noqa: E402
+from editable_hf.versions import warn_if_untested
+
+warn_if_untested()  # before the imports that a newer transformers may break
+
 from editable_hf.core import (
     ClassConstraint,
     EditResult,
@@ -29,9 +34,6 @@ from editable_hf.training import (
     EditorConfig,
 )
 from editable_hf.version import __version__
-from editable_hf.versions import warn_if_untested
-
-warn_if_untested()
 
 __all__ = [
     "ClassConstraint",

@@ -38,7 +38,7 @@ def compare_versions() -> dict[str, dict[str, str | None]]:
 
 def warn_if_untested() -> None:
     """One warning if `transformers` is newer than what was tested: what breaks next is most often there."""
-    found = compare_versions()["transformers"]
+    found = _compare("transformers")
     if found["state"] == NEWER:
         newest = Version(found["newest"])
         older = f'pip install "transformers<{newest.major}.{newest.minor + 1}"'

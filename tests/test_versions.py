@@ -72,18 +72,37 @@ def test_state_and_warning(monkeypatch, installed, state):
         )
 
 
-def test_import_warns_once_where_it_is_used(tmp_path):
-    code = (
-        "import importlib.metadata as metadata\n"
+def imported_with_transformers_99(tmp_path, line):
+    """What a process prints to stderr that runs `line` and then imports the package."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, importlib.metadata as metadata\n"
         "real = metadata.version\n"
         "metadata.version = lambda name: '99.0' if name == 'transformers' else real(name)\n"
+        f"{line}\n"
         "import editable_hf\n"
         "import editable_hf.core\n"
     )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    run = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stderr.count("UserWarning: editable_hf was tested with") == 1
+    run = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True)
+    return run.stderr
+
+
+def test_import_warns_once_where_it_is_used(tmp_path):
+    printed = imported_with_transformers_99(tmp_path, "")
+    assert printed.count("UserWarning: editable_hf was tested with") == 1 and "Error" not in printed
+    assert "script.py:5: UserWarning" in printed
+
+
+def test_import_warns_before_it_fails(tmp_path):
+    printed = imported_with_transformers_99(tmp_path, "sys.modules['transformers'] = None")
+    assert printed.index("UserWarning: editable_hf was tested with") < printed.index("ModuleNotFoundError")
+
+
+def test_import_looks_at_transformers_only(monkeypatch):
+    pretend(monkeypatch, {"torch": "a build of my own"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_untested()
 
 
 def test_environment_as_text_and_as_json(capsys, monkeypatch):
