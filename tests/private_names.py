@@ -25,6 +25,7 @@ PUBLIC_SUBMODULES = {
     "torch.func",
     "torch.linalg",
     "torch.nn",
+    "torch.nn.attention",
     "torch.nn.functional",
     "torch.nn.init",
     "torch.nn.utils",

@@ -98,9 +98,9 @@ def load_image_data(
 
     Args:
         source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); "cifar10", from the hub or from `path`;
-            "folder", `path/train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, where files are
-            decoded at access; or the path of such a folder, or of CIFAR-10's, in place of `source` and `path`. Without
-            `test`, as ImageNet has it, `val` is the test set. What is no image by its ending is left out and counted.
+            "folder", `path/train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, decoded at
+            access; or a folder of either kind in place of `source` and `path`. Without `test`, as ImageNet has it,
+            `val` is the test set. What is no image by its ending is left out and counted.
         path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
         dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
         revision: Branch, tag or commit on the hub.
@@ -127,24 +127,16 @@ def load_image_data(
         ValueError: If a file is damaged, a class unknown or an option does not fit `source`.
         ImportError: If scikit-learn is missing for "embedded".
     """
-    if source not in (EMBEDDED, CIFAR10, FOLDER) and path is None and Path(source).expanduser().is_dir():
-        source, path = CIFAR10 if is_cifar10_folder(Path(source).expanduser()) else FOLDER, source
+    source, path = _source_and_path(source, path)
     _check_options(source, path, class_ids)
     if source == EMBEDDED:
-        data, held_out = _load_digits(image_size or 16), _DIGITS_VALIDATION
+        data = _load_digits(image_size or 16)
     elif source == CIFAR10:
-        hub = (dataset_id, revision, image_column, label_column)
-        data, held_out = _load_cifar10(path, *hub, image_size=image_size or 32), 5_000
+        data = _load_cifar10(path, dataset_id, revision, image_column, label_column, image_size=image_size or 32)
     else:
         data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
-        held_out = max(1, min(10_000, len(data.splits["train"]) // 20))
-        if "validation" in data.splits and num_validation is not None:
-            raise ValueError(
-                f"{path} has validation images of its own, but `num_validation` asks for {num_validation} of the "
-                "training images; leave it out, or remove the folder."
-            )
     limits = {"train": max_train, "validation": max_validation, "test": max_test}
-    return _divide(data, held_out if num_validation is None else num_validation, limits, seed)
+    return _divide(data, _num_held_out(source, data, num_validation), limits, seed)
 
 
 def load_natural_adversarial(
@@ -170,6 +162,14 @@ def load_natural_adversarial(
     _check_known(images, ids, path)
     _verify(images, verify)
     return images_of_paths(images, ids)
+
+
+def _source_and_path(source: str, path: str | os.PathLike | None) -> tuple[str, str | os.PathLike | None]:
+    """Takes a folder in place of the name of a source for what it holds."""
+    folder = Path(source).expanduser()
+    if source in (EMBEDDED, CIFAR10, FOLDER) or path is not None or not folder.is_dir():
+        return source, path
+    return CIFAR10 if is_cifar10_folder(folder) else FOLDER, folder
 
 
 def _check_options(source: str, path: str | os.PathLike | None, class_ids) -> None:
@@ -275,6 +275,19 @@ def _verify(images: Mapping[str, Sequence[str]], verify: bool | None) -> None:
     paths = [path for files in images.values() for path in files]
     if verify or (verify is None and len(paths) <= _MAX_VERIFIED):
         check_whole_images(paths)
+
+
+def _num_held_out(source: str, data: ImageData, asked: int | None) -> int:
+    """How many training images become validation images, where the data have none of their own."""
+    if "validation" in data.splits and asked is not None:
+        raise ValueError(
+            f"The {data.name} has validation images of its own, but `num_validation` asks for {asked} of the training "
+            "images; leave it out, or remove the folder."
+        )
+    if asked is not None:
+        return asked
+    twentieth = max(1, min(10_000, len(data.splits["train"]) // 20))
+    return {EMBEDDED: _DIGITS_VALIDATION, CIFAR10: 5_000}.get(source, twentieth)
 
 
 def _hold_out(pool: Dataset, num_validation: int, seed: int) -> dict[str, tuple[Dataset, np.ndarray]]:
