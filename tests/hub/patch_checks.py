@@ -16,7 +16,7 @@ def made_up_result(model: nn.Module, layers, seed: int = 0, scale: float = 1e-3)
     generator = torch.Generator().manual_seed(seed)
     params = {}
     for name, parameter in select_parameters(model, layers).items():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
         params[name] = (parameter.detach() + scale * noise.sign() * (1 + 0.1 * noise.abs())).to(parameter.dtype)
     return EditResult(params, True, 3, torch.tensor(-0.5), [2.0, 1.0, 0.25, -0.5])
 
