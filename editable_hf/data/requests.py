@@ -142,8 +142,8 @@ def make_edit_requests(
         ValueError: If there is no source, a source or a given target is empty, or their numbers differ.
         NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
-    check_encoder_decoder(model)
     _check_pairs(sources, targets)
+    check_encoder_decoder(model)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
     rows: list[dict[str, Any]] = []
     batches = batches_by_length([len(row) for row in ids], batch_size)

@@ -34,13 +34,6 @@ def test_refused_at_construction(make_image_trainer, build, options, message):
         make_image_trainer(build(), **{"edit_dataset": image_requests(), **options})
 
 
-def test_fused_attention_is_refused(make_image_trainer):
-    model = tiny_vit()
-    model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match=r"'sdpa' attention.*model\.set_attn_implementation"):
-        make_image_trainer(model, edit_layers=["vit.layers.1"])
-
-
 def test_class_that_the_model_does_not_have(make_image_trainer):
     trainer = make_image_trainer(tiny_resnet(), edit_dataset=[{**image_requests(1)[0], "target": 5}])
     with pytest.raises(ValueError, match="`target` must be a class from 0 to 4, got 5"):
