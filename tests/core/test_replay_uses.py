@@ -22,7 +22,8 @@ def bias_gelu(x, bias):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
+    # torch warns of what users' models may still hold: a DeprecationWarning, from 2.14 on a FutureWarning.
+    warnings.simplefilter("ignore")
     scripted_bias_gelu = torch.jit.script(bias_gelu)
 
 
