@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["editable_hf", "editable_hf.*"]),
-    package_data={"editable_hf.hub": ["templates/*"]},
+    package_data={"editable_hf.patches": ["templates/*"]},
     entry_points={"console_scripts": ["editable-hf=editable_hf.cli:main"]},
     python_requires=">=3.11",
     # CI runs the lower bounds (constraints/oldest.txt), constraints/tested.txt and the newest releases.

@@ -95,7 +95,7 @@ def _add_diff(commands) -> None:
 
 
 def _edit(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
+    from editable_hf import commands
 
     if sum(each is not None for each in (args.source, args.image, args.requests)) != 1:
         raise ValueError("Give one of --source, --image and --requests.")
@@ -166,10 +166,10 @@ def _describe_edit(found: dict[str, Any]) -> str:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
-    from editable_hf.hub.review import exceeds
-    from editable_hf.hub.review_page import format_html
-    from editable_hf.hub.review_text import format_markdown, format_terminal
+    from editable_hf import commands
+    from editable_hf.review.page import format_html
+    from editable_hf.review.review import exceeds
+    from editable_hf.review.text import format_markdown, format_terminal
 
     loaded = commands.load(args.model)
     review = commands.review(loaded, args.patches, args.data, base_model=args.model)
@@ -184,7 +184,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
+    from editable_hf import commands
 
     loaded = commands.load(args.model, args.patches)
     commands.save_model(loaded, args.output)
@@ -194,7 +194,7 @@ def _apply(args: argparse.Namespace) -> int:
 
 
 def _revert(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
+    from editable_hf import commands
 
     loaded = commands.load(args.model)
     commands.revert_patches(loaded.model, args.patches)
@@ -205,8 +205,8 @@ def _revert(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
-    from editable_hf.hub.review_text import summary
+    from editable_hf import commands
+    from editable_hf.review.text import summary
 
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
     found: dict[str, Any] = {}
@@ -225,7 +225,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
+    from editable_hf import commands
 
     found, lines = [], []
     for name in args.names:
@@ -249,7 +249,7 @@ def _carries(name: str, patches: Sequence[str]) -> str:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from editable_hf.hub import commands
+    from editable_hf import commands
 
     url = commands.Patch.from_pretrained(args.patch).push_to_hub(args.repo, private=args.private)
     _print(args, {"url": url}, f"Pushed: {url}")

@@ -49,11 +49,20 @@ def warn_if_untested() -> None:
         )
 
 
+def library_versions() -> dict[str, str]:
+    """Of this library, Python and what a result or a patch depends on, as far as it is installed."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "numpy", "sacrebleu", "sentencepiece", "sacremoses")
+    extras = ("pillow", "optuna", "scikit-learn", "matplotlib")
+    found = {name: _installed(name) for name in (*packages, *extras)}
+    own = {"editable_hf": __version__, "python": platform.python_version()}
+    return own | {name: value for name, value in found.items() if value is not None}
+
+
 def describe_environment() -> dict[str, Any]:
     """What a bug report needs: versions, commit, machine and device."""
     import torch  # late: this module is a part of `import editable_hf`, and of `editable-hf --help`
 
-    from editable_hf.evaluation.report import COMMIT
+    from editable_hf.experiments.report import COMMIT
 
     return {
         "editable_hf": __version__,

@@ -20,8 +20,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
-from editable_hf.analysis.image_plots import plot_ranks
-from editable_hf.analysis.plots import plots_available
 from editable_hf.core.functional import eval_mode
 from editable_hf.data.image_requests import ImageEditRequests, RankDistribution
 from editable_hf.data.image_transforms import with_pixels
@@ -35,7 +33,9 @@ from editable_hf.evaluation.generalization import (
     summarize_generalization,
 )
 from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
-from editable_hf.training.stages import Stage, Stages
+from editable_hf.experiments.image_plots import plot_ranks
+from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.stages import Stage, Stages
 
 MISTAKES = "mistakes"
 

@@ -24,15 +24,15 @@ from image_parts import ImageModelOptions, ImageSets, load_classifier, load_imag
 from transformers import set_seed
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
-from editable_hf.analysis.plots import plot_intervals, plots_available
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.paper_tables import TABLE_1, TABLE_2
-from editable_hf.evaluation.report import ERROR_COLUMNS, format_table, write_results
-from editable_hf.evaluation.tuning import TunedEditor, tune_editor
+from editable_hf.experiments.paper_tables import TABLE_1, TABLE_2
+from editable_hf.experiments.plots import plot_intervals, plots_available
+from editable_hf.experiments.report import ERROR_COLUMNS, format_table, write_results
+from editable_hf.experiments.stages import Stage, Stages
+from editable_hf.experiments.tuning import TunedEditor, tune_editor
 from editable_hf.training.checkpoints import last_whole_checkpoint
-from editable_hf.training.stages import Stage, Stages
 
 
 def main(config: CompareConfig, editors: list[str] | None = None) -> None:

@@ -22,9 +22,9 @@ from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.editors import Editor, LearnableEditor, Params
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.tuning import build_editor, tune_editor
+from editable_hf.experiments.stages import Stage
+from editable_hf.experiments.tuning import build_editor, tune_editor
 from editable_hf.models.extra_block import find_head
-from editable_hf.training.stages import Stage
 
 Row = dict[str, Any]
 Validate = Callable[..., Row]

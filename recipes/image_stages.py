@@ -17,17 +17,17 @@ from image_recipe import CNP, GRADIENT_EDITOR_FIELDS, RANDOM, ImageRecipeConfig,
 from transformers import PreTrainedModel, set_seed
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
-from editable_hf.analysis.image_plots import plot_error_drawdowns
-from editable_hf.analysis.plots import plots_available
 from editable_hf.baselines.cnp import CNPForImageClassification
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.report import ERROR_COLUMNS, format_ratios, format_table, write_results
+from editable_hf.experiments.image_plots import plot_error_drawdowns
+from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
+from editable_hf.experiments.stages import Stage, Stages
 from editable_hf.models import ExtraBlockForImageClassification
 from editable_hf.training.checkpoints import train_to
-from editable_hf.training.stages import Stage, Stages
 
 
 class TrainingRequests(NamedTuple):

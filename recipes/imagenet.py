@@ -14,8 +14,8 @@ from image_parts import load_images
 from image_recipe import ImageRecipeConfig, parse_args
 from image_stages import Rows, print_table, random_edits, random_training_requests, starting_network
 
-from editable_hf.evaluation.paper_tables import TABLE_4
-from editable_hf.training.stages import Stages
+from editable_hf.experiments.paper_tables import TABLE_4
+from editable_hf.experiments.stages import Stages
 
 
 def main(config: ImageRecipeConfig) -> None:

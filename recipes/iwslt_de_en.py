@@ -23,11 +23,11 @@ from translation_stages import evaluate, prepare_data, prepare_requests, prepare
 
 from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
-from editable_hf.evaluation.paper_tables import TABLE_6
-from editable_hf.evaluation.report import format_ratios, format_table
-from editable_hf.evaluation.showcase import format_showcase
+from editable_hf.experiments.paper_tables import TABLE_6
+from editable_hf.experiments.report import format_ratios, format_table
+from editable_hf.experiments.showcase import format_showcase
+from editable_hf.experiments.stages import Stage, Stages
 from editable_hf.training.model_card import add_results, complete_model_card
-from editable_hf.training.stages import Stage, Stages
 
 
 def main(config: RecipeConfig) -> None:

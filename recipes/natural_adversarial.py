@@ -27,11 +27,11 @@ from image_parts import ImageSets, load_images
 from image_recipe import ImageRecipeConfig, parse_args
 from image_stages import Rows, print_table, random_training_requests, starting_network
 
-from editable_hf.analysis.image_plots import plot_sequences
-from editable_hf.analysis.plots import plots_available
-from editable_hf.evaluation.paper_tables import GENERALIZATION
-from editable_hf.evaluation.report import GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS, format_table, write_results
-from editable_hf.training.stages import Stages
+from editable_hf.experiments.image_plots import plot_sequences
+from editable_hf.experiments.paper_tables import GENERALIZATION
+from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.report import GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS, format_table, write_results
+from editable_hf.experiments.stages import Stages
 
 
 def main(config: ImageRecipeConfig) -> None:

@@ -13,17 +13,17 @@ from recipe_config import RecipeConfig
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, set_seed
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
-from editable_hf.analysis.plots import plot_drawdowns, plots_available
 from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
-from editable_hf.evaluation.report import write_results
-from editable_hf.evaluation.showcase import showcase
+from editable_hf.experiments.plots import plot_drawdowns, plots_available
+from editable_hf.experiments.report import write_results
+from editable_hf.experiments.showcase import showcase
+from editable_hf.experiments.stages import Stage
 from editable_hf.models import iwslt_transformer_config
 from editable_hf.training.checkpoints import train_to
-from editable_hf.training.stages import Stage
 
 _CHUNK = 512  # edit requests in one file
 

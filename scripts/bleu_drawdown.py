@@ -21,10 +21,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
 from editable_hf.data.translation import TranslationData, load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
-from editable_hf.evaluation.paper_tables import TABLE_6
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.experiments.paper_tables import TABLE_6
+from editable_hf.experiments.report import format_table, write_results
+from editable_hf.experiments.run_lock import claim_folder
 from editable_hf.launch import launched_processes
-from editable_hf.training.run_lock import claim_folder
 
 
 def parse_args() -> argparse.Namespace:

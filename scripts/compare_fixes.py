@@ -41,8 +41,8 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.report import BLEU_COLUMNS
 from editable_hf.evaluation.translator import Translator
+from editable_hf.experiments.report import BLEU_COLUMNS
 
 COLUMNS = {
     **FIRST_COLUMNS,

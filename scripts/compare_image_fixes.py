@@ -41,7 +41,7 @@ from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.report import ERROR_COLUMNS
+from editable_hf.experiments.report import ERROR_COLUMNS
 from editable_hf.models import load_published_cifar_resnet
 
 COLUMNS = {

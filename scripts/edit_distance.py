@@ -20,11 +20,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from editable_hf.analysis.plots import plot_changed_by_distance, plots_available
-from editable_hf.analysis.sentence_distance import changed_by_distance, changes_of, embed_sources
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.edits import read_records
-from editable_hf.evaluation.report import format_table, write_results
+from editable_hf.experiments.plots import plot_changed_by_distance, plots_available
+from editable_hf.experiments.report import format_table, write_results
+from editable_hf.experiments.sentence_distance import changed_by_distance, changes_of, embed_sources
 
 COLUMNS = {
     "name": ("", "{}"),

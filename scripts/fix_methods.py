@@ -15,9 +15,9 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 from editable_hf import EditorConfig
 from editable_hf.baselines import fine_tune
 from editable_hf.core.editors import Params
-from editable_hf.evaluation.report import format_table, write_results
 from editable_hf.evaluation.verified_edit import decode, verified_edit
-from editable_hf.training.stages import Stages
+from editable_hf.experiments.report import format_table, write_results
+from editable_hf.experiments.stages import Stages
 
 MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
 FIRST_COLUMNS = {"name": ("", "{}"), "learning_rate": ("alpha", "{:g}"), "holds": ("holds", "{:.1%}")}

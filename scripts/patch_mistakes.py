@@ -23,12 +23,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, edited, make_edit_requests
 from editable_hf.data.translation import load_translation_data
-from editable_hf.evaluation.report import environment
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode
-from editable_hf.hub.patch_sequence import configured_edit, patch_of, patch_one_after_another
-from editable_hf.hub.patch_stack import apply_patches, revert_patches
-from editable_hf.hub.translation_review import review_translations
+from editable_hf.experiments.report import environment
+from editable_hf.patches.sequence import configured_edit, patch_of, patch_one_after_another
+from editable_hf.patches.stack import apply_patches, revert_patches
+from editable_hf.review.translations import review_translations
 
 
 def parse_args() -> argparse.Namespace:

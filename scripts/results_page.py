@@ -17,8 +17,8 @@ from typing import Any
 
 from results_tables import SECTIONS, Row, Section
 
-from editable_hf.analysis.plots import plot_beside_paper
-from editable_hf.evaluation.report import format_markdown_table, format_ratios
+from editable_hf.experiments.plots import plot_beside_paper
+from editable_hf.experiments.report import format_markdown_table, format_ratios
 
 _HEAD = """# Results
 

@@ -9,8 +9,8 @@ from typing import Any
 from compare_fixes import COLUMNS as FIXES
 from compare_image_fixes import COLUMNS as IMAGE_FIXES
 
-from editable_hf.evaluation.paper_tables import GENERALIZATION, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
-from editable_hf.evaluation.report import BLEU_COLUMNS, ERROR_COLUMNS, GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS
+from editable_hf.experiments.paper_tables import GENERALIZATION, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
+from editable_hf.experiments.report import BLEU_COLUMNS, ERROR_COLUMNS, GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS
 
 Row = Mapping[str, Any]
 Columns = dict[str, tuple[str, str]]

@@ -7,6 +7,9 @@ os.environ["OMP_THREAD_LIMIT"] = "1"  # of the processes that tests start, too: 
 
 import copy
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from tiny_models import marian_config
 from transformers import MarianMTModel
 
 torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parents[1]
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -139,4 +144,31 @@ def translator_folder(trained_marian, tokenizer, tmp_path):
     trained_marian.generation_config.update(num_beams=3, early_stopping=True, max_new_tokens=30)
     trained_marian.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_script():
+    """Runs a script, named from the top of the repository, on one thread, in a process of its own."""
+
+    def run(script, *options):
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / script), *map(str, options)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    return run
+
+
+@pytest.fixture
+def corpus(sentence_pairs, tmp_path):
+    """A folder in fairseq's layout: 20 pairs to train with, 10 to validate, 30 to test."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, part in (("train", slice(0, 20)), ("valid", slice(20, 30)), ("test", slice(30, 60))):
+        for language, sentences in zip(("de", "en"), sentence_pairs, strict=True):
+            (folder / f"{split}.{language}").write_text("".join(f"{text}\n" for text in sentences[part]))
     return folder

@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from editable_hf import versions
 from editable_hf.cli import main
-from editable_hf.evaluation import report
 from editable_hf.versions import INSIDE, MISSING, NEWER, OLDER, TESTED, compare_versions, warn_if_untested
 
 pytestmark = pytest.mark.compat
@@ -42,8 +41,7 @@ def pretend(monkeypatch, installed):
             raise PackageNotFoundError(name)
         return installed.get(name, TESTED[name][1])
 
-    for module in (versions, report):
-        monkeypatch.setattr(module, "version", version)
+    monkeypatch.setattr(versions, "version", version)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from editable_hf.core import EditStack, select_parameters
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation import sequences
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.report import SEQUENCE_COLUMNS, format_table
 from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
+from editable_hf.experiments.report import SEQUENCE_COLUMNS, format_table
 
 STEPS, NUM_IMAGES = 3, 17
 CASES = {"chain3": (tiny_resnet, 3e-4), "all": (tiny_resnet, 1e-4), "extra": (tiny_extra, 3e-3)}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from editable_hf import EditorConfig, edit, rmsprop, select_parameters
-from editable_hf.hub import Patch
+from editable_hf.patches import Patch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -19,7 +19,7 @@ from editable_hf import (
     rmsprop,
     select_parameters,
 )
-from editable_hf.hub import apply_patches
+from editable_hf.patches import apply_patches
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

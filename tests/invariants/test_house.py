@@ -18,7 +18,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 PACKAGES = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "editable_hf").rglob("__init__.py"))
 FILES = sorted(
     path.relative_to(ROOT)
-    for folder in ("editable_hf", "recipes", "scripts")
+    for folder in ("editable_hf", "recipes", "scripts", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
 TEST_FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))

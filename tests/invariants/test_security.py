@@ -14,14 +14,16 @@ from tiny_models import marian_config
 from transformers import MarianMTModel
 
 from editable_hf import EditorConfig
+from editable_hf.commands import load
 from editable_hf.core.editing import EditResult
 from editable_hf.data.wit3 import TEST_SETS, _segments
-from editable_hf.hub import Patch
-from editable_hf.hub.commands import load
 from editable_hf.models.cifar_resnet import load_published_cifar_resnet
+from editable_hf.patches import Patch
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for folder in ("editable_hf", "recipes", "scripts") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path for folder in ("editable_hf", "recipes", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 # The unpickler that is restricted, and the exception of torch's.
 PICKLE_USERS = {"image_sources.py", "cifar_resnet.py"}

@@ -10,7 +10,7 @@ from recipe_config import RequestOptions, load_config
 from transformers import AutoTokenizer, MarianMTModel
 
 from editable_hf.data.requests import NoEditRequestsError
-from editable_hf.training.stages import Stage
+from editable_hf.experiments.stages import Stage
 
 DEMO = Path(__file__, "../../../recipes/configs/demo.yaml").resolve()
 

@@ -32,7 +32,7 @@ def test_all_methods_on_the_same_corrections(run_script, model_folder, tmp_path)
     options = ["--baseline", model_folder, "--editable", model_folder, "--output_dir", tmp_path / "out"]
     options += ["--num_fixes", 2, "--num_retrained", 1, "--num_updates", 2, "--num_validation", 1]
     options += ["--num_sentences", 2, "--batch_size", 3, "--max_steps", 2]
-    done = run_script("compare_fixes.py", *options)
+    done = run_script("scripts/compare_fixes.py", *options)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out/results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}

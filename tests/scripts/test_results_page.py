@@ -29,7 +29,7 @@ def collect(run_script, tmp_path):
     def run(path, name):
         options = ["--name", name, "--command", f"recipes/x.py --seed {name[-1]}", "--folder", tmp_path / "results"]
         options += ["--note", "In two pieces."] if name.endswith("seed2") else []
-        return run_script("collect_result.py", path, *options)
+        return run_script("scripts/collect_result.py", path, *options)
 
     return run
 
@@ -43,7 +43,7 @@ def test_page_of_three_runs_and_one(run_script, collect, tmp_path):
     write_run(tmp_path / "run.json", 0, [table_row("baseline", 0.25)], test_name="another")
     assert collect(tmp_path / "run.json", "table_6-other-seed0").returncode == 0
     (tmp_path / "results/claims.md").write_text("## What holds\n\nThis and that.\n")
-    done = run_script("results_page.py", "--folder", tmp_path / "results")
+    done = run_script("scripts/results_page.py", "--folder", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "results/README.md").read_text()
 

@@ -1,0 +1,246 @@
+"""What the commands of `editable-hf` do: each returns what it found, as JSON can hold it, and prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
+from editable_hf.core.constraints import ClassConstraint, JointConstraint
+from editable_hf.core.editing import EditResult, edit
+from editable_hf.data.image_sources import list_image_folder
+from editable_hf.data.image_transforms import decode_image
+from editable_hf.data.requests import make_edit_requests, read_edit_requests
+from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
+from editable_hf.patches.patch import Patch
+from editable_hf.patches.record import applied_patches
+from editable_hf.patches.sequence import configured_edit, patch_of
+from editable_hf.patches.stack import apply_patches, revert_patches
+from editable_hf.review.images import review_images
+from editable_hf.review.regression_set import read_regression_set
+from editable_hf.review.review import Review
+from editable_hf.review.translations import review_translations
+from editable_hf.training.editor_config import EditorConfig
+
+
+class Loaded(NamedTuple):
+    """A model with what it reads: a tokenizer, or an image processor."""
+
+    model: PreTrainedModel
+    processor: Any
+    translates: bool
+    editor: EditorConfig
+    trained_editable: bool
+
+
+def load(name: str, patches: Sequence[str] = ()) -> Loaded:
+    """An encoder-decoder model or an image classifier, from a folder or the hub, with patches applied.
+
+    A model that was not trained to be editable gets RMSProp on its last decoder layer, or on its third chain.
+
+    Raises:
+        OSError: If there is no such folder and the hub does not give it.
+        ValueError: If the model is of another kind.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise OSError(
+            f"Expected the folder or hub id of a model, but {name!r} gives none; check the name. {error}"
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.is_encoder_decoder:
+        model = AutoModelForSeq2SeqLM.from_pretrained(name)
+        processor = AutoTokenizer.from_pretrained(name)
+    elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        model = AutoModelForImageClassification.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)
+    else:
+        raise ValueError(
+            f"{name} is a {config.model_type} model; only encoder-decoder models and image classifiers are edited."
+        )
+    editor = EditorConfig.from_pretrained(name)
+    layers = ["last_decoder_layer"] if config.is_encoder_decoder else ["chain3"]
+    model = apply_patches(model.to(device).eval(), list(patches))
+    return Loaded(
+        model, processor, config.is_encoder_decoder, editor or EditorConfig(layers=layers), editor is not None
+    )
+
+
+class EditOutcome(NamedTuple):
+    """An edit and the patch made of it; `None` where it changed nothing or failed."""
+
+    result: EditResult
+    patch: Patch | None
+    verified: bool
+    outputs: list[str]
+    num_rounds: int
+
+
+def edit_translations(
+    loaded: Loaded,
+    requests: str | Sequence[tuple[str, str]],
+    *,
+    max_rounds: int,
+    num_alternatives: int,
+    **options: Any,
+) -> EditOutcome:
+    """One patch for all of `requests`, a JSONL file or pairs of source and target; see [`configured_edit`]."""
+    model, tokenizer, config = loaded.model, loaded.processor, loaded.editor
+    if isinstance(requests, str):
+        rows = read_edit_requests(requests, model, tokenizer, num_alternatives=num_alternatives, progress=None)
+    else:
+        sources, targets = zip(*requests, strict=True)
+        rows = make_edit_requests(
+            model, tokenizer, sources, targets=targets, num_alternatives=num_alternatives, progress=None
+        )
+    outcome = configured_edit(model, tokenizer, list(rows), config, max_rounds)
+    patch = patch_of(model, outcome, config, **options)
+    return EditOutcome(outcome.result, patch, outcome.all_verified, outcome.outputs, outcome.num_rounds)
+
+
+def edit_images(loaded: Loaded, paths: Sequence[str], target: str, **options: Any) -> EditOutcome:
+    """One patch that gives all images the class `target`, a name or a number."""
+    model, config = loaded.model, loaded.editor
+    label = class_of(model, target)
+    constraints = [ClassConstraint({"pixel_values": pixels(loaded, path)}, label) for path in paths]
+    result = edit(model, JointConstraint(constraints), config.build_editor(), config.layers, config.max_steps)
+    request = [{"image": Path(path).name, "target": label, "name": class_name(model, label)} for path in paths]
+    patch = None
+    if result.success and result.num_steps > 0:
+        patch = Patch.from_edit(
+            model, result, request=request, editor=config, layers=config.layers, verified=True, **options
+        )
+    return EditOutcome(result, patch, result.success, [class_name(model, label)] * len(paths), 1)
+
+
+def pixels(loaded: Loaded, path: str) -> Tensor:
+    """What the model sees of an image file, `(1, channels, height, width)`."""
+    inputs = loaded.processor(decode_image({"path": str(path), "bytes": None}), return_tensors="pt")
+    return inputs["pixel_values"].to(loaded.model.device, loaded.model.dtype)
+
+
+def class_of(model: PreTrainedModel, target: str) -> int:
+    """The class of a name or a number.
+
+    Raises:
+        ValueError: If the model has no such class.
+    """
+    names = {str(name): int(label) for label, name in model.config.id2label.items()}
+    if target in names:
+        return names[target]
+    if target.isdecimal() and int(target) < model.config.num_labels:
+        return int(target)
+    some = ", ".join(list(names)[:5])
+    raise ValueError(
+        f"The model has no class {target!r}; give a number below {model.config.num_labels} or a name: {some}, ..."
+    )
+
+
+def class_name(model: PreTrainedModel, label: int) -> str:
+    return str(model.config.id2label[label])
+
+
+class ImageRows(torch.utils.data.Dataset):
+    """The images of a folder with a folder for each class, as the model sees them."""
+
+    def __init__(self, loaded: Loaded, folder: str):
+        self._loaded = loaded
+        classes = list_image_folder(Path(folder))
+        self.files = [(path, class_of(loaded.model, name)) for name, paths in classes.items() for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.files[index]
+        return {"pixel_values": pixels(self._loaded, path)[0].cpu(), "labels": label}
+
+
+def review(loaded: Loaded, patches: Sequence[str], data: str, **options: Any) -> Review:
+    """What `patches`, together, change over a regression set: a file of sentences, or a folder of images."""
+    model, chosen = loaded.model, [Patch.from_pretrained(each) for each in patches]
+    apply_patches(model, chosen)
+    own = dict(model.named_parameters())
+    params = {name: own[name].detach().clone() for patch in chosen for name in patch.tensors}
+    revert_patches(model, len(chosen))
+    options |= {"patch": ", ".join(map(str, patches)), "regression_set": data}
+    if loaded.translates:
+        sentences = read_regression_set(data)
+        sources = [each["source"] for patch in chosen for each in patch.request]
+        return review_translations(
+            model, loaded.processor, params, *sentences, edited_sources=sources, progress="translating", **options
+        )
+    rows = ImageRows(loaded, data)
+    pictures = [{"path": path, "bytes": None} for path, _ in rows.files]
+    return review_images(model, params, rows, pictures=pictures, **options)
+
+
+def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, Any]]:
+    """Whether what each patch is for still holds in a model that carries them all."""
+    found = []
+    for patch in patches:
+        state = {"patch": patch.fingerprint, "success": None, "verified": None}
+        if loaded.translates:
+            penalty = decoding_length_penalty(loaded.model)
+            constraint = joint_constraint(patch.request, loaded.model, penalty)
+            result = edit(loaded.model, constraint, loaded.editor.build_editor(), loaded.editor.layers, 0)
+            outputs = [decode(loaded.model, loaded.processor, each["source_ids"]) for each in patch.request]
+            wanted = [each["target_ids"] for each in patch.request]
+            state |= {"success": result.success, "verified": outputs == wanted}
+        found.append(state)
+    return found
+
+
+def save_model(loaded: Loaded, folder: str) -> None:
+    """Writes the model as it stands, its tokenizer or image processor, and its editor.
+
+    Raises:
+        ValueError: If the folder holds something.
+    """
+    path = Path(folder)
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder.")
+    loaded.model.save_pretrained(path)
+    loaded.processor.save_pretrained(path)
+    if loaded.trained_editable:
+        loaded.editor.save_pretrained(path)
+
+
+def describe_patch(name: str) -> dict[str, Any]:
+    patch = Patch.from_pretrained(name)
+    return {
+        "patch": name,
+        "fingerprint": patch.fingerprint,
+        "base_model": patch.base_model,
+        "model_class": patch.model_class,
+        "num_steps": patch.num_steps,
+        "success": patch.success,
+        "verified": patch.verified,
+        "encoding": patch.encoding,
+        "bytes": len(patch.payload),
+        "request": patch.request,
+    }
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    loaded = load(name)
+    return {
+        "model": name,
+        "patches": applied_patches(loaded.model),
+        "editor": loaded.editor.editor,
+        "layers": loaded.editor.layers,
+    }

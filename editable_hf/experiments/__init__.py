@@ -1,0 +1,1 @@
+"""What only recipes and scripts need: stages that resume, tables, tuning, pictures."""

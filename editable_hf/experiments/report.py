@@ -1,0 +1,152 @@
+"""Results as a table in the terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editable_hf.versions import library_versions
+
+# Columns of a table: title and format by key of a row. `KEY_interval` is the row's bootstrap interval of KEY.
+BLEU_COLUMNS = {
+    "name": ("", "{}"),
+    "bleu": ("BLEU", "{:.2f}"),
+    "bleu_detok": ("detok.", "{:.2f}"),
+    "bleu_drawdown": ("drawdown", "{:.3f}"),
+    "bleu_drawdown_interval": ("95% interval", "{0[0]:.3f}-{0[1]:.3f}"),
+    "bleu_drawdown_signed": ("signed", "{:+.3f}"),
+    "success_rate": ("success", "{:.1%}"),
+    "verified_rate": ("verified", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "already_satisfied": ("0 steps", "{:.1%}"),
+    "outputs_changed": ("changed", "{:.1%}"),
+    "num_edits": ("edits", "{}"),
+    "num_sentences": ("sentences", "{}"),
+}
+ERROR_COLUMNS = {
+    "name": ("", "{}"),
+    "layers": ("layers", "{}"),
+    "error_rate": ("error", "{:.2%}"),
+    "drawdown": ("drawdown", "{:.2%}"),
+    "drawdown_interval": ("95% interval", "{0[0]:.2%}-{0[1]:.2%}"),
+    "drawdown_signed": ("signed", "{:+.2%}"),
+    "drawdown_moved": ("moved only", "{:.2%}"),
+    "success_rate": ("success", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "already_satisfied": ("0 steps", "{:.1%}"),
+    "num_edits": ("edits", "{}"),
+    "num_images": ("images", "{}"),
+}
+SEQUENCE_COLUMNS = {
+    "name": ("", "{}"),
+    "before": ("error", "{:.2%}"),
+    "after": ("after all edits", "{:.2%}"),
+    "deviation": ("std. over runs", "{:.2%}"),
+    "success_rate": ("success", "{:.1%}"),
+    "retained_at_the_end": ("held at the end", "{:.1%}"),
+    "edits_in_a_row": ("edits in a row", "{}"),
+    "num_runs": ("runs", "{}"),
+}
+GENERALIZATION_COLUMNS = {
+    "name": ("", "{}"),
+    "before": ("before", "{:.1%}"),
+    "after": ("after", "{:.1%}"),
+    "after_interval": ("95% interval", "{0[0]:.1%}-{0[1]:.1%}"),
+    "success": ("success", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "num_edits": ("edits", "{}"),
+}
+
+Columns = Mapping[str, tuple[str, str]]
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], columns: Columns = BLEU_COLUMNS) -> str:
+    """A plain-text table of result rows; a value that a row does not have is left empty.
+
+    Args:
+        rows: As returned by an evaluator's `summarize`, or a table of [`paper_tables`].
+        columns: Title and format of each column by key, e.g. `BLEU_COLUMNS` or `ERROR_COLUMNS`.
+    """
+    lines = _cells(rows, columns)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) if first == 0 else cell.rjust(width) for first, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def format_markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns = BLEU_COLUMNS) -> str:
+    """The same table as Markdown; cells must not hold `|`."""
+    titles, *lines = (f"| {' | '.join(line)} |" for line in _cells(rows, columns))
+    return "\n".join([titles, f"|---{'|---:' * (len(columns) - 1)}|", *lines])
+
+
+def format_ratios(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row that has its drawdown compared with another row's, as `drawdown_ratio`.
+
+    That is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`bootstrap_ratio`].
+    """
+    lines = []
+    for row in rows:
+        if ratio := row.get("drawdown_ratio"):
+            interval = f"95% interval {ratio['low']:.2f}-{ratio['high']:.2f}"
+            lines.append(f"Drawdown of {row['name']} / {ratio['to']}: {ratio['mean']:.2f} ({interval})")
+    return lines
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str]]:
+    """The lines of a table, the titles first."""
+    lines = [[title for title, _ in columns.values()]]
+    for row in rows:
+        values = {**row, **{f"{key}_interval": value for key, value in row.get("intervals", {}).items()}}
+        lines.append(
+            ["" if values.get(key) is None else form.format(values[key]) for key, (_, form) in columns.items()]
+        )
+    return lines
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration: versions, git commit when loaded, machine and threads."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": library_versions(),
+        "commit": COMMIT,
+        "machine": {"device": device, "threads": torch.get_num_threads()},
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package runs from, `-dirty` with uncommitted changes; `None` outside a checkout."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():  # where it is installed, git would find the checkout of something else, if any
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+# Read with the code that runs: by the time that results are written, the checkout may be at another commit.
+COMMIT = _git_commit()
+
+
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seed: int, **extra: Any):
+    """Writes `results.json`: the rows, and all that is needed to get them again (to a temporary name first)."""
+    content = {"rows": list(rows), "config": config, "seed": seed, **environment(), **extra}
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
