@@ -4,8 +4,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints/tested.txt
 # Which build of torch: `auto` looks for a GPU and takes the CPU's small one without; see `uv help pip install`.
 TORCH_BACKEND ?= auto
-# Which tests: `make test SELECT=compat` runs those of the oldest and newest releases.
-SELECT ?= not gpu
+# Which tests: `SELECT=slow` runs the long ones, `SELECT=compat` those of the oldest and newest releases.
+SELECT ?= not gpu and not slow
 # The release of torch in constraints/tested.txt.
 TORCH ?= 2.13.0
 

@@ -29,10 +29,8 @@ from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import applied_patches
 from editable_hf.patches.sequence import configured_edit, patch_of
 from editable_hf.patches.stack import apply_patches, revert_patches
-from editable_hf.review.images import review_images
 from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Review
-from editable_hf.review.translations import review_translations
 from editable_hf.training.editor_config import EditorConfig
 
 
@@ -179,11 +177,15 @@ def review(loaded: Loaded, patches: Sequence[str], data: str, **options: Any) ->
     revert_patches(model, len(chosen))
     options |= {"patch": ", ".join(map(str, patches)), "regression_set": data}
     if loaded.translates:
+        from editable_hf.review.translations import review_translations  # late: sacrebleu takes its time
+
         sentences = read_regression_set(data)
         sources = [each["source"] for patch in chosen for each in patch.request]
         return review_translations(
             model, loaded.processor, params, *sentences, edited_sources=sources, progress="translating", **options
         )
+    from editable_hf.review.images import review_images
+
     rows = ImageRows(loaded, data)
     pictures = [{"path": path, "bytes": None} for path, _ in rows.files]
     return review_images(model, params, rows, pictures=pictures, **options)

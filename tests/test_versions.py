@@ -71,7 +71,7 @@ def test_state_and_warning(monkeypatch, installed, state):
 
 
 def imported_with_transformers_99(tmp_path, line):
-    """What a process prints to stderr that runs `line` and then imports the package."""
+    """What a process prints to stderr that runs `line`, then imports the package and uses it."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, importlib.metadata as metadata\n"
@@ -79,7 +79,7 @@ def imported_with_transformers_99(tmp_path, line):
         "metadata.version = lambda name: '99.0' if name == 'transformers' else real(name)\n"
         f"{line}\n"
         "import editable_hf\n"
-        "import editable_hf.core\n"
+        "editable_hf.make_edit_requests\n"  # imported when it is first used
     )
     run = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True)
     return run.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sacremoses import MosesDetokenizer, MosesTokenizer
-
 _DETACHED_PUNCTUATION = re.compile(r"(?<!\S)[.,?!;:](?!\S)")
 _GLUED_PUNCTUATION = re.compile(r"(?<=\w)[.,?!;:](?!\S)")
 _FINAL_PERIOD = re.compile(r"(?<=[^\s.])\.$")
@@ -29,6 +27,8 @@ class MosesPreprocessor:
     """
 
     def __init__(self, language: str, lowercase: bool = True):
+        from sacremoses import MosesDetokenizer, MosesTokenizer  # late: a second of every command otherwise
+
         self.language, self.lowercase = language, lowercase
         self._tokenizer = MosesTokenizer(lang=language)
         self._detokenizer = MosesDetokenizer(lang=language)
