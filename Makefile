@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 WANTED := -e ".[dev]" $(addprefix -c ,$(CONSTRAINTS))
 LOCK := uv pip compile setup.py --extra dev --universal --upgrade --no-header --no-annotate --quiet
 
-.PHONY: install demo test results style quality lock clean
+.PHONY: install demo test results style quality docs lock clean
 
 # Installed again only when what is to be installed changed. torch's builds for CPUs and older CUDAs are on its own index;
 # where that is out of reach, pip takes what it finds.
@@ -42,6 +42,10 @@ style: install
 quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site of docs/, in site/; a broken link is an error.
+docs: install
+	$(BIN)/mkdocs build --quiet --strict
 
 # Writes constraints/ anew: everything that is installed, for every platform and Python of setup.py.
 lock: install

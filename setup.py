@@ -6,7 +6,9 @@ version: dict[str, str] = {}
 exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
 
 PLOTS = ["matplotlib>=3.9,<4"]
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 VISION = ["scikit-learn>=1.6,<2", "optuna>=5,<6"]
+TESTS = ["pytest>=8.4,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.15,<1"]
 
 setup(
     name="editable_hf",
@@ -43,6 +45,15 @@ setup(
     extras_require={
         "plots": PLOTS,
         "vision": VISION,
-        "dev": ["pytest>=8.4,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.15,<1", *PLOTS, *VISION],
+        "docs": DOCS,
+        "dev": [
+            "pytest>=8.4,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.15,<1",
+            *PLOTS,
+            *VISION,
+            *DOCS,
+        ],
     },
 )
