@@ -5,8 +5,10 @@
 
 One request with 32 alternatives of 25 tokens on a fairseq-size Marian (10,000 pieces), last decoder layer, RMSProp,
 k=10 steps, all taken. `whole_model` is the same edit in plain torch: the whole model runs at every step and every
-alternative is differentiated. Edited parameters and `l_e` of both are compared before anything is timed. The last
-line is one JSON object with the ratios.
+alternative is differentiated. Edited parameters and `l_e` of both are compared before anything is timed. `kernels` are
+what each way dispatches, the same number on every machine: a GPU waits for each launch, so its time follows them. They
+are counted for both ways of scoring alternatives, that of GPUs (`one pass`) and that of CPUs. The last line is one JSON
+object with the ratios.
 """
 
 from __future__ import annotations
@@ -17,11 +19,19 @@ import torch
 from benchmark_models import add_common_arguments, make_request, random_model, whole_model_constraint, whole_model_edit
 from transformers import MarianMTModel
 
+from editable_hf.core import constraints
 from editable_hf.core.editing import EditResult, edit
 from editable_hf.core.editors import rmsprop
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import request_constraint
-from editable_hf.experiments.timing import describe_machine, finish, format_seconds, ratio, time_interleaved
+from editable_hf.experiments.timing import (
+    count_kernels,
+    describe_machine,
+    finish,
+    format_seconds,
+    ratio,
+    time_interleaved,
+)
 
 LENGTH = 25
 LAYERS = "last_decoder_layer"
@@ -82,6 +92,24 @@ def check(model: MarianMTModel, request: dict) -> dict[str, float]:
     return differences
 
 
+def kernels(model: MarianMTModel, request: dict) -> dict[str, int]:
+    """Kernels dispatched by a forward and by edits of 0, 3 and 10 steps."""
+    devices = set(constraints.ONE_PASS_DEVICES)
+    counts = {"forward": count_kernels(lambda: forward(model, request))}
+    try:
+        for way, chosen in (("two passes", set()), ("one pass", {model.device.type})):
+            constraints.ONE_PASS_DEVICES.clear()
+            constraints.ONE_PASS_DEVICES.update(chosen)
+            for k in (0, 3, 10):
+                counts[f"edit k={k}, {way}"] = count_kernels(lambda: ours(model, request, k))  # noqa: B023
+    finally:
+        constraints.ONE_PASS_DEVICES.clear()
+        constraints.ONE_PASS_DEVICES.update(devices)
+    for k in (0, 3, 10):
+        counts[f"whole model k={k}"] = count_kernels(lambda: whole_model(model, request, k))  # noqa: B023
+    return counts
+
+
 def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     machine = describe_machine(device)
@@ -92,6 +120,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"relative differences to the whole-model edit: {checks}")
     for request in (shared, unshared):
         assert ours(model, request, 10).num_steps == 10
+    counts = kernels(model, shared)
+    print("\n".join(f"{name:<28} {count:6,} kernels" for name, count in counts.items()))
     functions = {
         "forward": lambda: forward(model, shared),
         "edit_k3": lambda: ours(model, shared, 3),
@@ -107,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
     for name, value in ranges.items():
         print(f"{name:<36} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
-    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks}
+    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
     finish({**results, "seconds": seconds, "ranges": ranges}, ratios, args.json)
 
 

@@ -42,7 +42,14 @@ from editable_hf.core.editors import rmsprop
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.losses import edit_loss, locality_loss, objective
 from editable_hf.core.selection import select_parameters
-from editable_hf.experiments.timing import describe_machine, finish, format_seconds, ratio, time_interleaved
+from editable_hf.experiments.timing import (
+    count_kernels,
+    describe_machine,
+    finish,
+    format_seconds,
+    ratio,
+    time_interleaved,
+)
 from editable_hf.training.locality import LocalityBatch
 
 LENGTH = 25
@@ -256,6 +263,16 @@ def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[floa
     return time_interleaved(functions, rounds, device) | time_interleaved(whole, 2, device, warmups=0)
 
 
+def kernels(size: str, device: torch.device) -> dict[str, int]:
+    """Kernels that a plain and an editable step dispatch, the optimizer's left out; as this device scores alternatives."""
+    plain = Translation(size, device, None)
+    editable = Translation(size, device, True, edit_learning_rate=TOO_WEAK)
+    counts = {"plain step": count_kernels(lambda: plain.step(1_000, optimize=False))}
+    for k in (3, 10):
+        counts[f"editable step k={k}"] = count_kernels(lambda: editable.step(1_000, k, optimize=False))  # noqa: B023
+    return counts
+
+
 def main(args: argparse.Namespace) -> None:
     set_seed(0)
     device = torch.device(args.device)
@@ -266,6 +283,8 @@ def main(args: argparse.Namespace) -> None:
     print(machine)
     checks = {"translation": check_translation(args.size, device), "resnet": check_vision(device)}
     print(f"relative differences to the whole-model step: {checks}")
+    counts = kernels(args.size, device)
+    print("\n".join(f"{name:<28} {count:6,} kernels" for name, count in counts.items()))
     seconds = measure(args.size, device, args.rounds)
     print(format_seconds(seconds))
     memory = {f"k{k}": measure_peak(args.size, 4_000, k, device) for k in (0, 10)}
@@ -275,8 +294,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"peak memory at 4,000 tokens, MiB: {memory}")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
     ratios["peak_memory_ratio"] = round(memory["k10"] / memory["k0"], 3)
-    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "seconds": seconds}
-    finish({**results, "ranges": ranges, "memory_mib": memory}, ratios, args.json)
+    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
+    finish({**results, "seconds": seconds, "ranges": ranges, "memory_mib": memory}, ratios, args.json)
 
 
 if __name__ == "__main__":

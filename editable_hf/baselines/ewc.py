@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from editable_hf.core.editors import Editor, Params, ScalarLike, apply_updates
+from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.selection import select_parameters
 
@@ -52,13 +53,7 @@ def ewc(editor: Editor, fisher: Params, weight: ScalarLike) -> Editor:
     """
 
     def init(params: Params) -> EWCState:
-        for name, param in params.items():
-            if name not in fisher or fisher[name].shape != param.shape:
-                found = f"has shape {tuple(fisher[name].shape)}" if name in fisher else "is missing"
-                raise ValueError(
-                    f"The Fisher information of {name!r}, of shape {tuple(param.shape)}, {found}. Estimate it for the "
-                    "layers that are edited, on this model: `diagonal_fisher(model, dataset, layers)`."
-                )
+        _check_shapes(fisher, {name: param.shape for name, param in params.items()})
         return EWCState(editor.init(params), {name: torch.zeros_like(param) for name, param in params.items()})
 
     def update(grads: Params, state: EWCState) -> tuple[Params, EWCState]:
@@ -67,7 +62,21 @@ def ewc(editor: Editor, fisher: Params, weight: ScalarLike) -> Editor:
         updates, inner = editor.update(grads, state.editor)
         return updates, EWCState(inner, apply_updates(moved, updates))
 
-    return Editor(init, update)
+    def flatten(layout: FlatLayout) -> Editor:
+        _check_shapes(fisher, layout.shapes)
+        return ewc(editor.flatten(layout), layout.pack(fisher), weight)
+
+    return Editor(init, update, flatten if editor.flatten is not None else None)
+
+
+def _check_shapes(fisher: Params, shapes: Mapping[str, torch.Size]) -> None:
+    for name, shape in shapes.items():
+        if name not in fisher or fisher[name].shape != shape:
+            found = f"has shape {tuple(fisher[name].shape)}" if name in fisher else "is missing"
+            raise ValueError(
+                f"The Fisher information of {name!r}, of shape {tuple(shape)}, {found}. Estimate it for the layers "
+                "that are edited, on this model: `diagonal_fisher(model, dataset, layers)`."
+            )
 
 
 def diagonal_fisher(

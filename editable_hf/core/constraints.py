@@ -18,6 +18,12 @@ from editable_hf.core.prefix_trie import PrefixTrie, head_from
 
 IGNORE_INDEX = -100
 
+# Where launching a kernel takes longer than running it, all sequences are scored in one pass with graph. Elsewhere a
+# pass without graph finds the two that matter, each distinct prefix once, and another differentiates these alone: a
+# fraction of the arithmetic for twice the kernels. So does a device where all logits of every step would fill memory.
+ONE_PASS_DEVICES = {"cuda"}
+_MOST_LOGITS = 2**26
+
 Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
 
 
@@ -114,15 +120,16 @@ class SequenceConstraint:
                 f"No alternative differs from the target ({len(alternatives)} given): the constraint would compare "
                 "the target with nothing. Generate alternatives with beam search (`editable_hf.data.requests`)."
             )
-        labels = torch.full((len(rows), max(map(len, rows))), IGNORE_INDEX)
-        for row, ids in zip(labels, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        decoder_input_ids = labels.roll(1, dims=1)
-        decoder_input_ids[:, 0] = decoder_start_token_id
-        decoder_input_ids[decoder_input_ids == IGNORE_INDEX] = pad_token_id
-        return cls(dict(inputs), decoder_input_ids, labels, length_penalty)
+        length = max(map(len, rows))
+        labels = [ids + [IGNORE_INDEX] * (length - len(ids)) for ids in rows]
+        prefixes = [[decoder_start_token_id, *ids, *[pad_token_id] * (length - len(ids))][:length] for ids in rows]
+        return cls(dict(inputs), torch.tensor(prefixes), torch.tensor(labels), length_penalty)
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        hidden = model.encode(params, **self.inputs)  # (1, source_length, hidden)
+        if hidden.device.type in ONE_PASS_DEVICES and self.labels.numel() * _num_logits(model) <= _MOST_LOGITS:
+            losses = self._losses(model, params, hidden)
+            return losses[0] - losses[1:].min(0).values
         # l_e is a maximum: only the target and the alternative that attains it have a gradient. Which one that is
         # takes no graph to find, and the other rows are then left out. Exact, and most of the cost of an edit.
         with torch.no_grad():
@@ -149,7 +156,7 @@ class SequenceConstraint:
             logits = logits.flatten(0, 1)[trie.positions].unsqueeze(0)
         log_probs = logits.new_zeros(trie.shape)
         log_probs[mask] = F.log_softmax(logits[0], -1)[trie.node[mask], rows.labels[mask]]
-        return self._normalise(log_probs.sum(1), mask)
+        return self._normalise(log_probs.sum(1), rows.labels)
 
     def _margin(self, model: FunctionalModel, params: Mapping[str, Tensor], alternative: int) -> Tensor:
         """Score of one alternative less that of the target."""
@@ -165,11 +172,21 @@ class SequenceConstraint:
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
         ).view_as(labels)
-        target, alternative = self._normalise(-losses.sum(1), labels != IGNORE_INDEX)
+        target, alternative = self._normalise(-losses.sum(1), labels)
         return alternative - target
 
-    def _normalise(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return scores if self.length_penalty == 0 else scores / mask.sum(1).to(scores.dtype) ** self.length_penalty
+    def _losses(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """Minus the scores of all sequences, in one pass."""
+        every = range(len(self.labels))
+        rows = model.once(("one pass", id(self), id(hidden)), lambda: _Rows(self, hidden, every, told_apart=False))
+        logits = model(params, **rows.inputs).logits
+        losses = F.cross_entropy(logits.transpose(1, 2), rows.labels, reduction="none", ignore_index=IGNORE_INDEX)
+        return self._normalise(losses.sum(1), rows.labels)
+
+    def _normalise(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.length_penalty == 0:
+            return scores
+        return scores / (labels != IGNORE_INDEX).sum(1).to(scores.dtype) ** self.length_penalty
 
     def to(self, device: torch.device) -> SequenceConstraint:
         """A copy with its tensors on `device`."""
@@ -211,6 +228,10 @@ class JointConstraint:
         return values[int(torch.stack(values).detach().argmax())]
 
 
+def _num_logits(model: FunctionalModel) -> int:
+    return model.model.get_output_embeddings().weight.shape[0]
+
+
 class _Rows:
     """Some rows of a [`SequenceConstraint`] as inputs of the model.
 
@@ -221,12 +242,12 @@ class _Rows:
         common: Number of leading labels that all rows share.
     """
 
-    def __init__(self, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int]):
+    def __init__(self, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int], told_apart: bool = True):
         labels, prefixes = constraint.labels[list(rows),], constraint.decoder_input_ids[list(rows),]
         # Kept, because the rows are found again by the ids of these two.
         self.made_from = (constraint, hidden)
         length, source_mask = int((labels != IGNORE_INDEX).sum(1).max()), constraint.inputs["attention_mask"]
-        if length == hidden.shape[1]:
+        if told_apart and length == hidden.shape[1]:
             # One more state that is masked: `PrefixTrie` tells decoder states from encoder states by their length,
             # and the decoder may have no position to spare.
             hidden, source_mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(source_mask, (0, 1))

@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
+from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
 from editable_hf.core.selection import select_parameters
 
@@ -119,17 +120,26 @@ def _descend(
 
     The model is only ever given numbers of its own precision, so `l_e` is that of the parameters that are returned.
     """
-    kinds = {name: param.dtype for name, param in params.items()}
-    sums = {name: param.to(_SUMMED_IN.get(param.dtype, param.dtype)) for name, param in params.items()}
+    layout = FlatLayout(params)
+    if editor.flatten is None:  # it looks at the names
+        pack, unpack = dict, dict
+    else:
+        pack, unpack, editor = layout.pack, layout.unpack, editor.flatten(layout)
+    packed = pack(params)
+    kinds = {key: value.dtype for key, value in packed.items()}
+    sums = {key: value.to(_SUMMED_IN.get(value.dtype, value.dtype)) for key, value in packed.items()}
     create_graph, state, history = model.create_graph, editor.init(sums), []
     grads, earlier = {}, None
     while True:
         if not create_graph:
-            sums = {name: value.detach().requires_grad_() for name, value in sums.items()}
-        params = {name: value.to(kinds[name]) for name, value in sums.items()}
+            sums = {key: value.detach().requires_grad_() for key, value in sums.items()}
+        packed = {key: value.to(kinds[key]) for key, value in sums.items()}
+        params = unpack(packed)
         loss = constraint(model, params)
-        value, norm = _values(loss, [*grads.values(), *params.values()])
-        failure = _failure(value, norm, grads, params, len(history))
+        value, norm = _values(loss, [*grads.values(), *packed.values()])
+        failure = None
+        if not math.isfinite(norm) or not value < math.inf:  # or only the squares of large numbers are not
+            failure = _failure(value, unpack(grads) if grads else {}, params, len(history))
         if failure is not None:
             return (params, loss, [value], failure) if earlier is None else (*earlier, history, failure)
         history.append(value)
@@ -150,7 +160,7 @@ def _choose(
 ) -> Outcome:
     """What an editor without gradient steps chose; the parameters as they were where that is not finite."""
     chosen, loss, history = choose(model, constraint, params, max_steps)
-    failure = _failure(history[-1], math.nan, {}, chosen, len(history) - 1)
+    failure = _failure(history[-1], {}, chosen, len(history) - 1)
     if failure is None:
         return chosen, loss, history, None
     return params, loss.new_tensor(history[0]), history[:1], failure
@@ -160,20 +170,19 @@ def _choose(
 def _values(loss: Tensor, tensors: list[Tensor]) -> tuple[float, float]:
     """`l_e` and the norm of the tensors, brought to the CPU together: a GPU waits each time."""
     norm = get_total_norm(tensors)  # a tenth of the time that the largest absolute value takes
-    value, norm = torch.stack([loss.double(), norm.to(loss.device, torch.float64)]).tolist()
+    value, norm = torch.stack([loss, norm.to(loss.device, loss.dtype)]).tolist()
     return value, norm
 
 
-def _failure(value: float, norm: float, grads: Params, params: Params, num_steps: int) -> str | None:
-    """Why an edit cannot go on with this `l_e` and tensors of this norm; minus infinity satisfies a constraint."""
+def _failure(value: float, grads: Params, params: Params, num_steps: int) -> str | None:
+    """Why an edit cannot go on with this `l_e` and these tensors; minus infinity satisfies a constraint."""
     when = f"after step {num_steps}" if num_steps else "before the first step"
-    if not math.isfinite(norm):  # or the squares of large numbers are not
-        for name, grad in grads.items():
-            if not grad.isfinite().all():
-                return f"the gradient of {name} is not finite in step {num_steps}"
-        for name, param in params.items():
-            if not param.isfinite().all():
-                return f"{name} is not finite {when}"
+    for name, grad in grads.items():
+        if not grad.isfinite().all():
+            return f"the gradient of {name} is not finite in step {num_steps}"
+    for name, param in params.items():
+        if not param.isfinite().all():
+            return f"{name} is not finite {when}"
     return None if value < math.inf else f"l_e is {value} {when}"
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from editable_hf.core.flat import FlatLayout
 from editable_hf.core.rmsprop_step import rmsprop_step
 
 Params = dict[str, Tensor]
@@ -30,10 +31,13 @@ class Editor(NamedTuple):
     Attributes:
         init: `init(params) -> state` for the start of an edit.
         update: `update(grads, state) -> (updates, state)`; apply with [`apply_updates`].
+        flatten: `flatten(layout) -> editor`, the same editor for parameters that [`FlatLayout.pack`] made few vectors
+            of: an edit is then far fewer kernels. `None` for an editor that treats parameters by their names.
     """
 
     init: Callable[[Params], Any]
     update: Callable[[Params, Any], tuple[Params, Any]]
+    flatten: Callable[[FlatLayout], Editor] | None = None
 
 
 class EmptyState(NamedTuple):
@@ -67,6 +71,11 @@ class AdamState(NamedTuple):
     weight_square: ScalarLike
 
 
+def _nameless(init: Callable[[Params], Any], update: Callable[[Params, Any], tuple[Params, Any]]) -> Editor:
+    """An editor that does not care how its parameters are called, or how many they are."""
+    return Editor(init, update, lambda layout: Editor(init, update))
+
+
 def apply_updates(params: Params, updates: Params) -> Params:
     """Returns `params + updates`, name by name, as new tensors."""
     return {name: param + updates[name] for name, param in params.items()}
@@ -78,7 +87,7 @@ def gd(learning_rate: ScalarLike) -> Editor:
     def update(grads: Params, state: EmptyState) -> tuple[Params, EmptyState]:
         return {name: -learning_rate * grad for name, grad in grads.items()}, state
 
-    return Editor(lambda params: EmptyState(), update)
+    return _nameless(lambda params: EmptyState(), update)
 
 
 def scaled_gd(learning_rate: ScalarLike, eps: float = 1e-12) -> Editor:
@@ -95,7 +104,7 @@ def scaled_gd(learning_rate: ScalarLike, eps: float = 1e-12) -> Editor:
             norm = (sum(grad.square().sum() for grad in grads.values()) + eps).sqrt()
         return {name: -(learning_rate / norm) * grad for name, grad in grads.items()}, ScaledGDState(norm)
 
-    return Editor(lambda params: ScaledGDState(None), update)
+    return _nameless(lambda params: ScaledGDState(None), update)
 
 
 def rprop(learning_rate: ScalarLike) -> Editor:
@@ -107,7 +116,7 @@ def rprop(learning_rate: ScalarLike) -> Editor:
     def update(grads: Params, state: EmptyState) -> tuple[Params, EmptyState]:
         return {name: -learning_rate * grad.sign() for name, grad in grads.items()}, state
 
-    return Editor(lambda params: EmptyState(), update)
+    return _nameless(lambda params: EmptyState(), update)
 
 
 def rmsprop(learning_rate: ScalarLike, beta: ScalarLike = 0.5, eps: float = DEFAULT_EPS) -> Editor:
@@ -127,7 +136,7 @@ def rmsprop(learning_rate: ScalarLike, beta: ScalarLike = 0.5, eps: float = DEFA
         steps = {name: rmsprop_step(grad, old[name], learning_rate, beta, eps) for name, grad in grads.items()}
         return {name: step[0] for name, step in steps.items()}, RMSPropState({n: step[1] for n, step in steps.items()})
 
-    return Editor(lambda params: RMSPropState(None), update)
+    return _nameless(lambda params: RMSPropState(None), update)
 
 
 def momentum(learning_rate: ScalarLike, mu: ScalarLike = 0.5) -> Editor:
@@ -140,7 +149,7 @@ def momentum(learning_rate: ScalarLike, mu: ScalarLike = 0.5) -> Editor:
         velocity = {name: learning_rate * grad + mu * state.velocity[name] for name, grad in grads.items()}
         return {name: -nu for name, nu in velocity.items()}, MomentumState(velocity)
 
-    return Editor(init, update)
+    return _nameless(init, update)
 
 
 def adam(
@@ -175,7 +184,7 @@ def adam(
         updates = {name: -learning_rate * m * (mean_square[name] + eps).rsqrt() for name, m in mean.items()}
         return updates, AdamState(mean, mean_square, weight, weight_square)
 
-    return Editor(init, update)
+    return _nameless(init, update)
 
 
 class _EditorSpec(NamedTuple):

@@ -16,6 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from editable_hf.experiments.report import environment
+from editable_hf.seams.torch_seam import KernelCount
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -86,3 +87,10 @@ def finish(results: Mapping[str, Any], ratios: Mapping[str, Any], path: str | No
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.rename(path)
     print(json.dumps(ratios))
+
+
+def count_kernels(function: Callable[[], Any]) -> int:
+    """Kernels that one call dispatches, backward passes included, views left out; the same on every machine."""
+    with KernelCount() as kernels:
+        function()
+    return kernels.count

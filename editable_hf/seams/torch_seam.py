@@ -1,4 +1,4 @@
-"""How torch is built inside, as far as replaying a model depends on it. Imports torch alone: `core` may use it."""
+"""How torch is built inside, as far as replay and counting kernels depend on it. Imports torch alone: `core` may use it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def tree_leaves(tree: Any) -> list[Any]:
@@ -72,3 +74,21 @@ def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = forward
+
+
+class KernelCount(TorchDispatchMode):
+    """Counts operations while it is entered, those of backward passes too; views, which launch nothing, are left out.
+
+    Relies on `torch.utils._python_dispatch` and on the overload `aten._unsafe_view` (torch 2.9 to 2.14).
+
+    Attributes:
+        count: How many so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.count += not (func.is_view or func is torch.ops.aten._unsafe_view.default)
+        return func(*args, **(kwargs or {}))
