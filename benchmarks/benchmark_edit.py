@@ -7,8 +7,8 @@ One request with 32 alternatives of 25 tokens on a fairseq-size Marian (10,000 p
 k=10 steps, all taken. `whole_model` is the same edit in plain torch: the whole model runs at every step and every
 alternative is differentiated. Edited parameters and `l_e` of both are compared before anything is timed. `kernels` are
 what each way dispatches, the same number on every machine: a GPU waits for each launch, so its time follows them. They
-are counted for both ways of scoring alternatives, that of GPUs (`one pass`) and that of CPUs. The last line is one JSON
-object with the ratios.
+are counted for both ways of scoring alternatives, that of GPUs (`one pass`) and that of CPUs. The last line is one
+JSON object with the ratios.
 """
 
 from __future__ import annotations

@@ -264,7 +264,7 @@ def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[floa
 
 
 def kernels(size: str, device: torch.device) -> dict[str, int]:
-    """Kernels that a plain and an editable step dispatch, the optimizer's left out; as this device scores alternatives."""
+    """Kernels of a plain and of an editable step, the optimizer's left out; as this device scores alternatives."""
     plain = Translation(size, device, None)
     editable = Translation(size, device, True, edit_learning_rate=TOO_WEAK)
     counts = {"plain step": count_kernels(lambda: plain.step(1_000, optimize=False))}

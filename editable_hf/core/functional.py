@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from editable_hf.core.replay import Recording, record
 from editable_hf.seams.accelerate_seam import without_autocast_wrapper
+from editable_hf.seams.torch_seam import ParameterSlots
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class FunctionalModel:
 
     def __init__(self, model: nn.Module, names: list[str], create_graph: bool = False, replay: bool = True):
         self.model, self.create_graph, self._replay = model, create_graph, replay
-        parameters = dict(model.named_parameters())
+        self._slots, parameters = ParameterSlots(model), dict(model.named_parameters())
         self._edited = {id(parameters[name]) for name in names}
         edited = set(names)
         self._frozen = {} if create_graph else {n: p.detach() for n, p in parameters.items() if n not in edited}
@@ -54,7 +54,8 @@ class FunctionalModel:
         """
         everything = {**self._frozen, **params}
         if not self._replay:
-            return functional_call(self.model, everything, (), inputs)
+            with self._slots.holding(everything):
+                return self.model(**inputs)
         # What was recorded without graph must not answer where gradient is to reach the rest of the model.
         attached = self.create_graph and torch.is_grad_enabled()
         # The recording keeps the inputs, so that no other object can get their ids.
@@ -63,8 +64,8 @@ class FunctionalModel:
             self._recordings.move_to_end(key)
             recording, frozen = self._recordings[key]
             return recording.replay({**frozen, **params})
-        with record(self.model, params.values()) as recording:
-            output = functional_call(self.model, everything, (), inputs)
+        with record(self.model, params.values()) as recording, self._slots.holding(everything):
+            output = self.model(**inputs)
         self._recordings[key] = (recording, self._still_used(recording))
         if len(self._recordings) > _MAX_RECORDINGS:
             self._recordings.popitem(last=False)
@@ -89,12 +90,9 @@ class FunctionalModel:
         weights included).
         """
         encoder = self.model.get_encoder()
-        weights = dict(encoder.named_parameters())
-        if self._edited & {id(weight) for weight in weights.values()}:
-            own = dict(self.model.named_parameters())
-            replaced = {id(own[name]): value for name, value in {**self._frozen, **params}.items()}
-            local = {name: replaced.get(id(weight), weight) for name, weight in weights.items()}
-            return functional_call(encoder, local, (), inputs)[0]
+        if self.once("encoder is edited", lambda: any(id(weight) in self._edited for weight in encoder.parameters())):
+            with self._slots.holding({**self._frozen, **params}):
+                return encoder(**inputs)[0]
         # With its graph also when the first caller scores without: later ones share this result and need it.
         with torch.set_grad_enabled(self.create_graph):
             key = ("encoded", *(id(value) for value in inputs.values()))

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from editable_hf.seams.torch_seam import (
+    ParameterSlots,
     has_hooks,
     intercepted,
     map_tensors,
@@ -56,6 +56,7 @@ class Recording:
 
     def __init__(self, model: nn.Module, watched: Iterable[Tensor], mixed_modes: bool = False):
         self.model, self.mixed_modes = model, mixed_modes
+        self._slots = ParameterSlots(model)
         self._watched = list(watched)  # kept alive: an id is only unique while its object lives
         self._root = _Call(model)
         self._open: list[_Call] = []
@@ -171,7 +172,8 @@ class Recording:
 
         args, kwargs = self._root.inputs
         with intercepted(self._intercepted, answer):
-            output = functional_call(self.model, dict(params), args, kwargs)
+            with self._slots.holding(params):
+                output = self.model(*args, **kwargs)
         if position < len(self.entries):
             raise ReplayError(
                 f"{type(self.model).__name__} made {position} of the {len(self.entries)} recorded calls: which "

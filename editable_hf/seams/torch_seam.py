@@ -1,8 +1,8 @@
-"""How torch is built inside, as far as replay and counting kernels depend on it. Imports torch alone: `core` may use it."""
+"""How torch is built inside, as far as edits and counting kernels depend on it. Imports torch alone, for `core`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -74,6 +74,41 @@ def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = forward
+
+
+class ParameterSlots:
+    """Where a module holds its parameters, so that other tensors can take their place again and again.
+
+    `torch.func.functional_call` does the same and walks through all modules at every call, which costs as much time as
+    a decoder layer. Relies on `torch.nn.Module._parameters` (torch 2.9 to 2.14): nothing public puts a plain tensor
+    there.
+
+    Args:
+        module: Its tied parameters are replaced wherever they are held.
+    """
+
+    def __init__(self, module: nn.Module):
+        held: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for inner in module.modules():
+            for key, parameter in inner._parameters.items():
+                if parameter is not None:
+                    held.setdefault(id(parameter), []).append((inner._parameters, key))
+        every = module.named_parameters(remove_duplicate=False)
+        self._slots = {name: held[id(parameter)] for name, parameter in every}
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block the module has `tensors`, by qualified name, in place of its own parameters."""
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, tensor in tensors.items():
+                for holder, key in self._slots[name]:
+                    replaced.append((holder, key, holder[key]))
+                    holder[key] = tensor
+            yield
+        finally:
+            for holder, key, own in reversed(replaced):
+                holder[key] = own
 
 
 class KernelCount(TorchDispatchMode):
