@@ -58,6 +58,7 @@ class Recording:
         self.model, self.mixed_modes = model, mixed_modes
         self._slots = ParameterSlots(model)
         self._watched = list(watched)  # kept alive: an id is only unique while its object lives
+        self._devices = {tensor.device.type for tensor in self._watched}
         self._root = _Call(model)
         self._open: list[_Call] = []
         self._reached = self._autocast = False
@@ -182,7 +183,7 @@ class Recording:
         return output
 
     def _under_autocast(self) -> bool:
-        return any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in self._watched})
+        return any(torch.is_autocast_enabled(device) for device in self._devices)
 
     def _widened(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._watched[0].dtype) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
