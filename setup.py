@@ -8,7 +8,14 @@ exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
 PLOTS = ["matplotlib>=3.9,<4"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 VISION = ["scikit-learn>=1.6,<2", "optuna>=5,<6"]
-TESTS = ["pytest>=8.4,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.15,<1"]
+TESTS = [
+    "pytest>=8.4,<10",
+    "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.100,<7",
+    "ruff>=0.15,<1",
+    "babel>=2.14,<3",
+    "num2words>=0.5.13,<1",
+]
 
 setup(
     name="editable_hf",
@@ -18,7 +25,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["editable_hf", "editable_hf.*"]),
-    package_data={"editable_hf.patches": ["templates/*"]},
+    package_data={
+        "editable_hf.patches": ["templates/*"],
+        "editable_hf.review": ["templates/*"],
+        "editable_hf.data": ["embedded_corpus/*"],
+    },
     entry_points={"console_scripts": ["editable-hf=editable_hf.cli:main"]},
     python_requires=">=3.11",
     # CI runs the lower bounds (constraints/oldest.txt), constraints/tested.txt and the newest releases.
@@ -35,8 +46,6 @@ setup(
         "sentencepiece>=0.2.1,<1",
         "sacremoses>=0.1.1,<1",
         "evaluate>=0.4.6,<1",
-        "babel>=2.14,<3",
-        "num2words>=0.5.13,<1",
         "numpy>=2.1,<3",
         "packaging>=23",
         "pyyaml>=6.0.2,<7",

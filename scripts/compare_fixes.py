@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from editable_hf import EditorConfig, edited, make_edit_requests
-from editable_hf.data.embedded.requests import embedded_requests
+from editable_hf.data.embedded import embedded_requests
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
@@ -76,10 +76,15 @@ def corrections(tokenizer, model, count: int, seed: int, known: frozenset[str] =
         return {"source": german.tokenize(raw["source"]), "target": english.tokenize(raw["target"])}
 
     rows = []
-    for raw in embedded_requests(2 * count, seed):
+    every = embedded_requests(400)
+    for raw in every.shuffle(seed=seed):
         related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbours", "unrelated")}
         rows.append({**pair(raw), **related})
     rows = [row for row in rows if row["source"] not in known][:count]
+    if len(rows) < count:
+        raise ValueError(
+            f"Expected {count} corrections, but the embedded corpus has {len(rows)} for this; ask for fewer."
+        )
     sources, targets = ([row[key] for row in rows] for key in ("source", "target"))
     requests = make_edit_requests(model, tokenizer, sources, targets=targets, num_alternatives=16, progress=None)
     return [{**rows[request["id"]], **request} for request in requests]

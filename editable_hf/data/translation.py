@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from tqdm.auto import tqdm
 
+from editable_hf.data.embedded import embedded_corpus
 from editable_hf.data.hub_pairs import read_hub_pairs
 from editable_hf.data.moses import MosesPreprocessor, looks_tokenized
 from editable_hf.data.parallel_folder import is_parallel_folder, read_parallel_folder
@@ -144,9 +145,6 @@ def _read_pairs(
 
 
 def _read_embedded(source_lang: str, target_lang: str) -> dict[str, ParallelText]:
-    # Imported here: no other source should wait for this corpus to be built.
-    from editable_hf.data.embedded import embedded_corpus
-
     if (source_lang, target_lang) != ("de", "en"):
         raise ValueError(
             f"Expected 'de' to 'en' for the embedded corpus, but got {source_lang!r} to {target_lang!r}; leave "

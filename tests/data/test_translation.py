@@ -2,7 +2,6 @@ import gzip
 import lzma
 import os
 import random
-import sys
 import types
 from pathlib import Path
 
@@ -278,10 +277,8 @@ def test_unloadable_hub_dataset_is_an_error(hub):
 
 
 def test_embedded_corpus_keeps_its_own_columns(monkeypatch):
-    module = types.ModuleType("editable_hf.data.embedded")
     corpus = {"source": ["Ja, gut."], "target": ["Yes, good."], "template": [3], "domain": ["talk"]}
-    module.embedded_corpus = lambda: hub_dataset(corpus)
-    monkeypatch.setitem(sys.modules, "editable_hf.data.embedded", module)
+    monkeypatch.setattr("editable_hf.data.translation.embedded_corpus", lambda: hub_dataset(corpus))
     data = load_translation_data("embedded")
     assert data.splits["test"][0] == {
         "source": "ja , gut .",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from editable_hf.data.embedded.requests import embedded_requests
+from editable_hf.data.embedded import embedded_requests
 from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
 
 

@@ -1,12 +1,10 @@
-"""Edit requests for the embedded corpus, with sentences that show how far an edit reaches."""
+"""Edit requests for the corpus, with sentences that show how far an edit reaches."""
 
 import random
 from typing import TypedDict
 
-from datasets import Dataset
-
-from .corpus import TEMPLATES
-from .template import Template, english, german
+from corpus import TEMPLATES
+from template import Template, english, german
 
 _NUM_NEIGHBOURS = 4
 _NUM_UNRELATED = 4
@@ -19,36 +17,12 @@ class Translation(TypedDict):
     target: str
 
 
-def embedded_requests(num_requests: int = 100, seed: int = 0) -> Dataset:
-    """Generates edit requests on the embedded corpus, to measure how an edit generalises.
+def generate_requests(num_requests: int, seed: int) -> list[dict]:
+    """Requests for another valid English wording, which the corpus never uses; see `embedded_requests`.
 
-    A request asks to translate a sentence of the corpus with another valid English wording, which the corpus never
-    uses. The result is deterministic: the same arguments give the same rows in the same order. The source sentences
-    may occur in the corpus.
-
-    Args:
-        num_requests: Number of requests; they take turns through the templates that have both another English wording
-            and another German one.
-        seed: Seed of the choice of templates and words.
-
-    Returns:
-        A dataset with the columns `source`, `target` (the wanted translation), `template`, and three lists of
-        `{"source": ..., "target": ...}`: `paraphrases`, other German wordings whose translation should follow the
-        edit; `neighbours`, sentences of the same template with other words, in the wanted wording; and `unrelated`,
-        sentences of other templates with the translations of the corpus, which should stay.
-
-    Raises:
-        ValueError: If `num_requests` is not positive, or larger than the number of distinct requests available.
-
-    Example:
-        >>> request = embedded_requests(num_requests=10)[0]
-        >>> request["target"] == request["paraphrases"][0]["target"]
-        True
+    They take turns through the templates that have both another English wording and another German one.
     """
     eligible = [template for template in TEMPLATES if template.en_alternatives and template.de_paraphrases]
-    available = len(eligible) * min(template.num_fillings for template in eligible) // 2
-    if not 0 < num_requests <= available:
-        raise ValueError(f"Expected `num_requests` between 1 and {available}, got {num_requests}.")
     rng = random.Random(seed)
     requests: dict[str, dict] = {}
     order: list[Template] = []
@@ -57,7 +31,7 @@ def embedded_requests(num_requests: int = 100, seed: int = 0) -> Dataset:
             order = rng.sample(eligible, len(eligible))
         request = _request(order.pop(), rng)
         requests.setdefault(request["source"], request)
-    return Dataset.from_list(list(requests.values()))
+    return list(requests.values())
 
 
 def _request(template: Template, rng: random.Random) -> dict:

@@ -1,7 +1,9 @@
 """Templates about the office, communication, school and languages."""
 
-from . import lexicon, localized, people
-from .template import Template
+import lexicon
+import localized
+import people
+from template import Template
 
 _PHRASES = [*lexicon.LESSONS[1:5], lexicon.LESSONS[7]]
 

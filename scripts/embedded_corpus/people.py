@@ -3,9 +3,9 @@
 "sie" and "Sie" are left out: a sentence alone does not say whether they mean "she", "they" or "you".
 """
 
-from .english import EnglishPerson
-from .german import GermanNoun, GermanPerson
-from .template import Filler
+from english import EnglishPerson
+from german import GermanNoun, GermanPerson
+from template import Filler
 
 PRONOUNS = [
     Filler(GermanPerson("ich", "mich", "mir", "1sg", "mein", "mich"), EnglishPerson("I", "me", "1sg", "my", "my")),

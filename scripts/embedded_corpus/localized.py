@@ -6,10 +6,9 @@ from babel import Locale
 from babel.dates import format_date, format_time, get_day_names, get_month_names
 from babel.numbers import format_decimal, get_currency_name
 from babel.units import format_unit
+from german import GermanCountry, GermanNoun
 from num2words import num2words
-
-from .german import GermanCountry, GermanNoun
-from .template import Filler
+from template import Filler
 
 _DE, _EN = Locale("de"), Locale("en")
 

@@ -1,7 +1,9 @@
 """Templates about travel, weather and transport."""
 
-from . import lexicon, localized, people
-from .template import Template
+import lexicon
+import localized
+import people
+from template import Template
 
 TEMPLATES = [
     Template(

@@ -5,10 +5,10 @@ A word means the same in every template, so that one German sentence never needs
 
 from types import SimpleNamespace
 
-from .english import EnglishNoun
-from .german import GermanNoun
-from .localized import WEEKDAYS
-from .template import Filler
+from english import EnglishNoun
+from german import GermanNoun
+from localized import WEEKDAYS
+from template import Filler
 
 
 def noun(german: str, english: str) -> Filler:
