@@ -11,7 +11,7 @@ TORCH ?= 2.13.0
 
 BIN := $(VENV)/bin
 WANTED := -e ".[dev]" $(addprefix -c ,$(CONSTRAINTS))
-LOCK := uv pip compile setup.py --extra dev --universal --upgrade --no-header --no-annotate --quiet
+LOCK := uv pip compile setup.py --extra dev --universal --upgrade --refresh --no-header --no-annotate --quiet
 
 .PHONY: install demo test results style quality docs lock clean
 

@@ -147,7 +147,7 @@ class SequenceConstraint:
             `(1 + num_alternatives,)`, nats.
         """
         hidden = model.encode(params, **self.inputs)  # (1, source_length, hidden)
-        rows = model.once(("rows", id(self), id(hidden)), lambda: _Rows(self, hidden, range(len(self.labels))))
+        rows = model.once(("rows", id(self), id(hidden)), lambda: _Rows(model, self, hidden, range(len(self.labels))))
         trie = model.once(("trie", id(self)), lambda: PrefixTrie.build(rows.prefixes, rows.labels != IGNORE_INDEX))
         with trie.shared_by_rows(model.model):
             logits = model(params, **rows.inputs).logits
@@ -162,7 +162,7 @@ class SequenceConstraint:
         """Score of one alternative less that of the target."""
         hidden = model.encode(params, **self.inputs)
         key = ("pair", id(self), id(hidden), alternative)
-        pair = model.once(key, lambda: _Rows(self, hidden, [0, alternative]))
+        pair = model.once(key, lambda: _Rows(model, self, hidden, [0, alternative]))
         # Tokens of a common beginning have the same probability in both sums, and the output layer is the dearest.
         shared = pair.common if self.length_penalty == 0 else 0
         labels = pair.labels[:, shared:]
@@ -178,7 +178,9 @@ class SequenceConstraint:
     def _losses(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """Minus the scores of all sequences, in one pass."""
         every = range(len(self.labels))
-        rows = model.once(("one pass", id(self), id(hidden)), lambda: _Rows(self, hidden, every, told_apart=False))
+        rows = model.once(
+            ("one pass", id(self), id(hidden)), lambda: _Rows(model, self, hidden, every, told_apart=False)
+        )
         logits = model(params, **rows.inputs).logits
         losses = F.cross_entropy(logits.transpose(1, 2), rows.labels, reduction="none", ignore_index=IGNORE_INDEX)
         return self._normalise(losses.sum(1), rows.labels)
@@ -242,7 +244,14 @@ class _Rows:
         common: Number of leading labels that all rows share.
     """
 
-    def __init__(self, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int], told_apart: bool = True):
+    def __init__(
+        self,
+        model: FunctionalModel,
+        constraint: SequenceConstraint,
+        hidden: Tensor,
+        rows: Sequence[int],
+        told_apart: bool = True,
+    ):
         labels, prefixes = constraint.labels[list(rows),], constraint.decoder_input_ids[list(rows),]
         # Kept, because the rows are found again by the ids of these two.
         self.made_from = (constraint, hidden)
@@ -255,7 +264,7 @@ class _Rows:
         differs = (self.labels != self.labels[0]).any(0)
         self.common = int(differs.to(torch.uint8).argmax())
         self.inputs = {
-            "encoder_outputs": (hidden.expand(len(labels), -1, -1),),
+            "encoder_outputs": model.encoder_outputs(hidden.expand(len(labels), -1, -1)),
             "attention_mask": source_mask.expand(len(labels), -1),
             "decoder_input_ids": self.prefixes,
             "use_cache": False,

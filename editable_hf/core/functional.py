@@ -92,11 +92,20 @@ class FunctionalModel:
         encoder = self.model.get_encoder()
         if self.once("encoder is edited", lambda: any(id(weight) in self._edited for weight in encoder.parameters())):
             with self._slots.holding({**self._frozen, **params}):
-                return encoder(**inputs)[0]
+                return self._states(encoder(**inputs))
         # With its graph also when the first caller scores without: later ones share this result and need it.
         with torch.set_grad_enabled(self.create_graph):
             key = ("encoded", *(id(value) for value in inputs.values()))
-            return self.once(key, lambda: (encoder(**inputs)[0], inputs))[0]
+            return self.once(key, lambda: (self._states(encoder(**inputs)), inputs))[0]
+
+    def _states(self, output: Any) -> Tensor:
+        self._output_type = type(output)
+        return output[0]
+
+    def encoder_outputs(self, hidden: Tensor) -> Any:
+        """`hidden` in the form in which the encoder returned what [`encode`] did: some decoders ask for its fields."""
+        named = hasattr(self._output_type, "last_hidden_state")
+        return self._output_type(last_hidden_state=hidden) if named else (hidden,)
 
 
 @contextmanager
