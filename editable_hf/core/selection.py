@@ -9,7 +9,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-LAST_DECODER_LAYER = "last_decoder_layer"
+LAST_DECODER_LAYER, LAST_DECODER_MLP = "last_decoder_layer", "last_decoder_mlp"
+
+# What the feed-forward part of a decoder layer is called, within the layer.
+_MLP = re.compile(r"(layer\.\d+\.)?(mlp|DenseReluDense|feed_forward|ffn|fc1|fc2|intermediate|output)")
 
 # The six parts of section 4.1 by the modules they consist of, for each kind of network: Hugging Face's ResNet,
 # the CIFAR ResNets (torchvision's names, too) and DenseNet. A model is of the kind whose stem it has, at any depth.
@@ -43,13 +46,34 @@ def last_decoder_layer(model: nn.Module) -> str:
     )
 
 
+def last_decoder_mlp(model: nn.Module) -> list[str]:
+    """Qualified names of the modules that are the feed-forward part of the final decoder layer.
+
+    Raises:
+        ValueError: If there is no such layer, or its parts have other names than those of transformers' models.
+    """
+    layer = last_decoder_layer(model)
+    inside = {
+        name: name.removeprefix(f"{layer}.") for name, _ in model.named_modules() if name.startswith(f"{layer}.")
+    }
+    found = [name for name, own in inside.items() if _MLP.fullmatch(own)]
+    if not found:
+        parts = ", ".join(own for own in inside.values() if "." not in own)
+        raise ValueError(
+            f"The last decoder layer of {type(model).__name__}, {layer}, has no part that is known to be its "
+            f"feed-forward network; its parts are {parts}. Name the layers to edit by their qualified names."
+        )
+    return found
+
+
 def select_parameters(model: nn.Module, layers: str | Iterable[str]) -> dict[str, Tensor]:
     """The parameters that an edit may move, keyed by qualified name, in the model's own order.
 
     Each entry of `layers` is one of: the qualified name of a parameter or a module (all parameters below it); a
     suffix of such a name at a dot (`layers.5` for `model.decoder.layers.5`), which must fit one name only; a pattern
-    with `*` over parameter names; `last_decoder_layer`; or a part of a ResNet or DenseNet: `stem`, `chain1` to
-    `chain4`, `head`, and `extra` for the extra block of section 4.3. `*` and `all` select the whole model.
+    with `*` over parameter names; `last_decoder_layer`, or `last_decoder_mlp` for its feed-forward part; or a part of a
+    ResNet or DenseNet: `stem`, `chain1` to `chain4`, `head`, and `extra` for the extra block of section 4.3. `*` and
+    `all` select the whole model.
 
     Args:
         model: Any module. Parameters that do not require grad can be selected too. A tied parameter appears once,
@@ -79,6 +103,9 @@ def _select(model: nn.Module, parameters: dict[str, Tensor], entry: str) -> set[
         return _match(model, parameters, entry)
     if entry == LAST_DECODER_LAYER:
         return _match(model, parameters, last_decoder_layer(model))
+    if entry == LAST_DECODER_MLP:
+        below = last_decoder_mlp(model)
+        return {name for name in parameters if _is_below(name, below)}
     if entry == "all":
         return set(parameters)
     if _PART.fullmatch(entry):

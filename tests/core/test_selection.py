@@ -198,3 +198,11 @@ def test_what_is_no_part(part):
 def test_part_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="has no 'chain4'; its chains are chain1 to chain3"):
         part_modules(resnet((1, 1, 1)), "chain4")
+
+
+def test_feed_forward_part_that_is_not_known_is_refused_with_the_parts():
+    model = nn.Module()
+    model.decoder = nn.Module()
+    model.decoder.layers = nn.ModuleList([nn.ModuleDict({"attn": nn.Linear(2, 2), "mixer": nn.Linear(2, 2)})])
+    with pytest.raises(ValueError, match="its parts are attn, mixer"):
+        select_parameters(model, "last_decoder_mlp")

@@ -16,6 +16,7 @@ from editable_hf import (
     edited,
     request_constraint,
     rmsprop,
+    select_parameters,
 )
 from editable_hf.patches import Patch, apply_patches, revert_patches
 
@@ -54,6 +55,16 @@ def test_edit(name):
     source = torch.tensor([REQUEST["source_ids"]])
     with edited(model, first):
         model.generate(input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=4, num_beams=2)
+
+
+@every_model
+def test_feed_forward_part_of_the_last_layer(name):
+    model, _ = build(name)
+    layer, part = (select_parameters(model, layers) for layers in (LAYERS, "last_decoder_mlp"))
+    assert 0 < len(part) < len(layer) and part.keys() < layer.keys()
+    assert not [key for key in part if "attention" in key.lower() or "attn" in key.lower()]
+    widths = {param.shape for param in part.values() if param.dim() == 2}
+    assert widths, "the weights of its linear layers are there"
 
 
 def trained(name, replay, folder):
