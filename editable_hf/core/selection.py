@@ -71,9 +71,9 @@ def select_parameters(model: nn.Module, layers: str | Iterable[str]) -> dict[str
 
     Each entry of `layers` is one of: the qualified name of a parameter or a module (all parameters below it); a
     suffix of such a name at a dot (`layers.5` for `model.decoder.layers.5`), which must fit one name only; a pattern
-    with `*` over parameter names; `last_decoder_layer`, or `last_decoder_mlp` for its feed-forward part; or a part of a
-    ResNet or DenseNet: `stem`, `chain1` to `chain4`, `head`, and `extra` for the extra block of section 4.3. `*` and
-    `all` select the whole model.
+    with `*` over parameter names; `last_decoder_layer`, or `last_decoder_mlp` for its feed-forward part; or a part of
+    a ResNet or DenseNet: `stem`, `chain1` to `chain4`, `head`, and `extra` for the extra block of section 4.3. `*`
+    and `all` select the whole model.
 
     Args:
         model: Any module. Parameters that do not require grad can be selected too. A tied parameter appears once,
