@@ -31,6 +31,7 @@ _MODULES = {
     ),
     "editable_hf.data.image_requests": ("ImageEditRequests", "make_image_requests"),
     "editable_hf.data.images": ("load_image_data",),
+    "editable_hf.data.languages": ("set_languages",),
     "editable_hf.data.requests": ("make_edit_requests", "read_edit_requests", "request_constraint"),
     "editable_hf.data.translation": ("load_translation_data",),
     "editable_hf.training.arguments": ("EditableImageTrainingArguments", "EditableSeq2SeqTrainingArguments"),

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="folder or hub id")
     command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they are applied")
     command.add_argument("--data", help="regression set: .jsonl, .tsv or .txt, or a folder of image classes")
+    _add_languages(command)
     command = _add(commands, "list", _list, "what patches hold, and which of them a model carries")
     command.add_argument("names", nargs="+", help="patches or models, folders or hub ids")
     command = _add(commands, "push", _push, "upload a patch to the Hub")
@@ -59,6 +60,11 @@ def _add(commands, name: str, run: Callable[[argparse.Namespace], int], text: st
     return command
 
 
+def _add_languages(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source_lang", help="of a multilingual model, as it names languages, e.g. deu_Latn")
+    command.add_argument("--target_lang", help="the language that it translates to, e.g. eng_Latn")
+
+
 def _add_edit(commands) -> None:
     command = _add(commands, "edit", _edit, "edit the model until it gives the target, and save that as a patch")
     command.add_argument("model", help="folder or hub id")
@@ -71,6 +77,7 @@ def _add_edit(commands) -> None:
     command.add_argument("-o", "--output", required=True, help="new folder for the patch")
     command.add_argument("--patches", nargs="+", default=[], help="patches to apply first; the new one goes on top")
     command.add_argument("--base_model", help="hub id that the patch names as its model, if MODEL is a folder")
+    _add_languages(command)
     command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
     command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
     command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
@@ -89,6 +96,7 @@ def _add_diff(commands) -> None:
     command.add_argument(
         "--max_drawdown", type=float, help="exit with 1 above this: BLEU points, or a fraction of errors"
     )
+    _add_languages(command)
     command.add_argument("--html", help="write a page for the browser here")
     command.add_argument("--markdown", help="write Markdown for a pull request here")
     command.add_argument("--max_changes", type=int, default=20, help="changes shown in the terminal (default 20)")
@@ -106,7 +114,8 @@ def _edit(args: argparse.Namespace) -> int:
         raise ValueError(f"Give one --target, the class of all images; got {len(targets)}.")
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; give a new folder.")
-    loaded = commands.load(args.model, args.patches)
+    languages = (args.source_lang, args.target_lang)
+    loaded = commands.load(args.model, args.patches, languages)
     if not loaded.trained_editable:
         _note(f"Note: {args.model} was not trained to be editable; expect larger side effects.")
     _override(loaded.editor, args)
@@ -171,7 +180,7 @@ def _diff(args: argparse.Namespace) -> int:
     from editable_hf.review.review import exceeds
     from editable_hf.review.text import format_markdown, format_terminal
 
-    loaded = commands.load(args.model)
+    loaded = commands.load(args.model, languages=(args.source_lang, args.target_lang))
     review = commands.review(loaded, args.patches, args.data, base_model=args.model)
     limit = args.max_drawdown
     above = limit is not None and exceeds(review, limit)
@@ -208,14 +217,17 @@ def _evaluate(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.review.text import summary
 
+    languages = (args.source_lang, args.target_lang)
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
     found: dict[str, Any] = {}
     lines = []
     if args.data is not None:
-        review = commands.review(commands.load(args.model), args.patches, args.data, base_model=args.model)
+        review = commands.review(
+            commands.load(args.model, languages=languages), args.patches, args.data, base_model=args.model
+        )
         found["review"] = {key: value for key, value in review.as_dict().items() if key != "changes"}
         lines += summary(review)
-    states = commands.check_patches(commands.load(args.model, args.patches), patches)
+    states = commands.check_patches(commands.load(args.model, args.patches, languages), patches)
     found["patches"] = states
     words = {True: "yes", False: "NO", None: "-"}
     for name, state in zip(args.patches, states, strict=True):

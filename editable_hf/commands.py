@@ -23,6 +23,7 @@ from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, edit
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
+from editable_hf.data.languages import set_languages
 from editable_hf.data.requests import make_edit_requests, read_edit_requests
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
@@ -44,14 +45,17 @@ class Loaded(NamedTuple):
     trained_editable: bool
 
 
-def load(name: str, patches: Sequence[str] = ()) -> Loaded:
+def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, str | None] | None = None) -> Loaded:
     """An encoder-decoder model or an image classifier, from a folder or the hub, with patches applied.
 
     A model that was not trained to be editable gets RMSProp on its last decoder layer, or on its third chain.
 
+    `languages` are those that the model is to translate from and to, see [`set_languages`]; `None` if it is not to
+    translate.
+
     Raises:
         OSError: If there is no such folder and the hub does not give it.
-        ValueError: If the model is of another kind.
+        ValueError: If the model is of another kind, or the languages are not right.
     """
     try:
         config = AutoConfig.from_pretrained(name)
@@ -63,6 +67,8 @@ def load(name: str, patches: Sequence[str] = ()) -> Loaded:
     if config.is_encoder_decoder:
         model = AutoModelForSeq2SeqLM.from_pretrained(name)
         processor = AutoTokenizer.from_pretrained(name)
+        if languages is not None:
+            set_languages(model, processor, *languages)
     elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
