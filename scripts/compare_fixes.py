@@ -68,23 +68,17 @@ class Sentences:
         return self.bleu.score(self.bleu.sentence_statistics(self.translate()))
 
 
-def corrections(tokenizer, model, count: int, seed: int, known: frozenset[str] = frozenset()) -> list[Request]:
-    """Requests with alternatives, of sentences that are not `known`, tokenised as the models' data is."""
+def corrections(tokenizer, model, first: int, count: int) -> list[Request]:
+    """Requests with alternatives: `count` of the embedded corpus's from row `first` on, tokenized as the models' data."""
     german, english = MosesPreprocessor("de"), MosesPreprocessor("en")
 
     def pair(raw: dict[str, str]) -> dict[str, str]:
         return {"source": german.tokenize(raw["source"]), "target": english.tokenize(raw["target"])}
 
     rows = []
-    every = embedded_requests(400)
-    for raw in every.shuffle(seed=seed):
+    for raw in embedded_requests(first + count).select(range(first, first + count)):
         related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbours", "unrelated")}
         rows.append({**pair(raw), **related})
-    rows = [row for row in rows if row["source"] not in known][:count]
-    if len(rows) < count:
-        raise ValueError(
-            f"Expected {count} corrections, but the embedded corpus has {len(rows)} for this; ask for fewer."
-        )
     sources, targets = ([row[key] for row in rows] for key in ("source", "target"))
     requests = make_edit_requests(model, tokenizer, sources, targets=targets, num_alternatives=16, progress=None)
     return [{**rows[request["id"]], **request} for request in requests]
@@ -106,10 +100,9 @@ class Comparison:
     def fill(self, method: Method, folder: Path) -> None:
         """Writes `row.json` of a method and the records behind it; what a killed run left there is not repeated."""
         args, tried = self.args, []
-        requests = self._corrections(method.model, args.num_fixes, args.seed)
+        requests = self._corrections(method.model, 0, args.num_fixes)
         if len(method.learning_rates) > 1:
-            known = frozenset(request["source"] for request in requests)
-            others = self._corrections(method.model, args.num_validation, args.seed + 1, known)
+            others = self._corrections(method.model, args.num_fixes, args.num_validation)
             sentences = self._sentences(method, "validation")
             for rate in method.learning_rates:
                 records = self._measure(method, others, sentences, rate, folder / f"validation-alpha{rate:g}.jsonl")
@@ -194,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="sentences in such an update")
     parser.add_argument("--num_validation", type=int, default=10, help="corrections that learning rates are chosen on")
     parser.add_argument("--num_sentences", type=int, default=300, help="sentences that BLEU is measured on")
-    parser.add_argument("--seed", type=int, default=0, help="of the corrections and the sentences")
+    parser.add_argument("--seed", type=int, default=0, help="of the sentences")
     parser.add_argument("--output_dir", default="runs/compare_fixes", help="folder for the results")
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def requests():
-    return embedded_requests(300)
+    return embedded_requests(400)
 
 
 def test_sizes_and_columns(corpus):
@@ -30,7 +30,7 @@ def test_all_pairs_are_distinct_across_splits(corpus):
 
 def test_templates_are_even(corpus):
     counts = Counter(corpus["train"]["template"])
-    assert len(counts) >= 60 and len(set(corpus["train"]["domain"])) >= 12
+    assert len(counts) == 116 and len(set(corpus["train"]["domain"])) == 18
     assert max(counts.values()) <= 1.1 * min(counts.values())
     assert max(counts.values()) <= 0.04 * 20_000
 
@@ -81,7 +81,7 @@ def test_corpus_rejects_sizes_that_are_not_available():
 def test_requests_are_well_formed(requests, corpus):
     translations = {row["source"]: row["target"] for rows in corpus.values() for row in rows}
     known_targets = set(translations.values())
-    assert len(requests) == len(set(requests["source"])) == 300
+    assert len(requests) == len(set(requests["source"])) == 400
     for request in requests:
         assert request["target"] not in known_targets
         assert request["paraphrases"] and len(request["neighbours"]) == 4 and len(request["unrelated"]) == 4
@@ -110,6 +110,7 @@ def test_fewer_requests_are_the_first_ones(requests):
 
 def test_requests_cover_many_templates():
     assert len(set(embedded_requests(50)["template"])) == 50
+    assert len(set(embedded_requests(400)["template"])) == 94
 
 
 @pytest.mark.parametrize("num_requests", [0, -3, 401])
