@@ -41,10 +41,10 @@ class EditableArguments:
     edit_max_steps: int = field(default=10, metadata={"help": "Most gradient steps of one edit (k in Eq. 1)."})
     learn_edit_learning_rate: bool = field(
         default=False,
-        metadata={"help": "Train alpha with the model (end of section 3.2); Table 6's rows hold it fixed."},
-    )
-    learn_edit_decays: bool = field(
-        default=True, metadata={"help": "Train the editor's other values, such as RMSProp's beta, with the model."}
+        metadata={
+            "help": "Train alpha with the model (end of section 3.2), as the editor's other values, such as RMSProp's "
+            "beta, always are; Table 6's rows hold it fixed."
+        },
     )
     editor_learning_rate: float = field(
         default=1e-3,
@@ -74,13 +74,6 @@ class EditableArguments:
     )
     edits_per_step: int = field(
         default=1, metadata={"help": "Edit requests drawn for each batch on each process; their terms are averaged."}
-    )
-    skip_non_finite: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out edits that meet NaN or infinity, and updates whose gradient does, and count them in "
-            "the log (`edits_skipped`, a fraction; `updates_skipped`, so far), instead of ending the training."
-        },
     )
     # Speed
     replay: bool = field(

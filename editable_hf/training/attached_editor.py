@@ -38,9 +38,7 @@ def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
     if has_own_editor(model):
         _check_own_editor(model, args)
         return
-    editor = LearnableEditor(
-        args.editor, args.learn_edit_learning_rate, args.learn_edit_decays, learning_rate=args.edit_learning_rate
-    )
+    editor = LearnableEditor(args.editor, args.learn_edit_learning_rate, learning_rate=args.edit_learning_rate)
     model.editor = editor.to(model.device)
     names = {f"editor.{name}" for name, _ in editor.named_parameters()}
     leave_out_of_weight_files(model, names)
@@ -58,7 +56,7 @@ def _check_own_editor(model: PreTrainedModel, args: EditableArguments) -> None:
             f"A {kind} is edited by its own editor: expected `edit_layers` {layers}, got {args.edit_layers}."
         )
     # Not `edit_max_steps`, an upper bound: these editors take fewer.
-    names = ("editor", "edit_learning_rate", "learn_edit_learning_rate", "learn_edit_decays")
+    names = ("editor", "edit_learning_rate", "learn_edit_learning_rate")
     given = [each.name for each in fields(args) if each.name in names and getattr(args, each.name) != each.default]
     if given:
         raise ValueError(
@@ -98,8 +96,8 @@ def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     if set(learnt) != set(parameters):
         raise ValueError(
             f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learnt)} "
-            f"({'no ' if config is None else ''}{EDITOR_CONFIG_NAME}); resume with the same `editor`, "
-            "`learn_edit_learning_rate` and `learn_edit_decays`, or start a new run from its weights."
+            f"({'no ' if config is None else ''}{EDITOR_CONFIG_NAME}); resume with the same `editor` "
+            "and `learn_edit_learning_rate`, or start a new run from its weights."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

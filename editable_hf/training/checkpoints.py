@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -19,13 +17,6 @@ from editable_hf.seams.transformers_seam import TRAINER_STATE_NAME, TrainerHooks
 _STAGING = ".saving"
 # A folder without either of them holds no weights, and loading from it fails with a message.
 _ENTRIES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-# The disk's, or the user's share of it: what safetensors and `torch.save` raise has no `errno`.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_ROOM_TEXTS = (*(f"os error {number}" for number in _NO_ROOM), "inline_container.cc")
-
-
-class DiskFullError(OSError):
-    """A file of a checkpoint could not be written; `errno` is ENOSPC."""
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
@@ -50,8 +41,8 @@ def train_to(trainer: Trainer, folder: Path) -> None:
 class WholeCheckpoints(TrainerHooks):
     """Makes a `Trainer` save so that the checkpoint before stays loadable until the new one is on disk, and resume.
 
-    The first of a trainer's base classes. A disk that is full while saving ends training with a [`DiskFullError`];
-    [`last_whole_checkpoint`] is then what it can be resumed from.
+    The first of a trainer's base classes. Where saving fails, such as on a full disk, training can be resumed from
+    [`last_whole_checkpoint`].
     """
 
     def write_model(self, folder: str, state_dict: dict[str, Any] | None) -> None:
@@ -63,9 +54,9 @@ class WholeCheckpoints(TrainerHooks):
     @contextmanager
     def checkpoint_guard(self, folder: Path) -> Iterator[None]:
         try:
-            with full_disk_explained(folder), super().checkpoint_guard(folder):
+            with super().checkpoint_guard(folder):
                 yield
-        except DiskFullError:
+        except Exception:
             if not _is_json(folder / TRAINER_STATE_NAME):
                 shutil.rmtree(folder, ignore_errors=True)  # `resume_from_checkpoint=True` would take it for whole
             raise
@@ -82,17 +73,13 @@ def replaced_at_once(folder: str | Path) -> Iterator[Path]:
 
     Whatever happens before all of it is on disk, `folder` stays as it was. While the files are renamed it has no
     weights, which come last: reading it then, or after a kill right then, fails and never mixes two models.
-
-    Raises:
-        DiskFullError: See [`full_disk_explained`].
     """
     folder = Path(folder)
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)  # a killed save's
     try:
-        with full_disk_explained(staging):
-            staging.mkdir(parents=True)
-            yield staging
+        staging.mkdir(parents=True)
+        yield staging
         _move_into(folder, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -106,40 +93,6 @@ def _move_into(folder: Path, staging: Path) -> None:
     for file in sorted(files, key=lambda file: str(file) in _ENTRIES):
         folder.joinpath(file.parent).mkdir(parents=True, exist_ok=True)
         (staging / file).replace(folder / file)
-
-
-@contextmanager
-def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Turns what is raised where files in `folder` cannot be written because the disk is full into one error.
-
-    Raises:
-        DiskFullError: Naming the file, and saying that the checkpoint before is intact.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, DiskFullError) or not _means_full(error):
-            raise
-        name = _unwritten(folder, error)
-        message = (
-            f"Expected room for a checkpoint, but the disk is full: {name} could not be written to {folder} "
-            f"({error}). What was saved before is intact; free some space, then resume from the last checkpoint"
-        )
-        raise DiskFullError(errno.ENOSPC, message) from error
-
-
-def _unwritten(folder: Path, error: Exception) -> str:
-    """Name of the file that could not be written: the last one, unless the error or its kind tells."""
-    written = [(path.stat(), path.name) for path in folder.rglob("*") if path.exists() and not path.is_dir()]
-    if getattr(error, "filename", None):
-        return Path(error.filename).name
-    if isinstance(error, SafetensorError) or not written:  # safetensors removes what it could not finish
-        return SAFE_WEIGHTS_NAME
-    return max(written, key=lambda file: (file[0].st_mtime_ns, -file[0].st_size))[1]
-
-
-def _means_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) in _NO_ROOM or any(text in str(error) for text in _NO_ROOM_TEXTS)
 
 
 def _is_json(path: Path) -> bool:

@@ -44,7 +44,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         args, sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
         check_supported(self.model, args, sharded, self.lr_scheduler is not None)
         self.edit_dataset, self._terms = edit_dataset, TermLog()
-        self._finite = FiniteNumbers(args.skip_non_finite, self._terms)
+        self._finite = FiniteNumbers(self._terms)
         self.add_callback(self._finite)
         self._order = None if edit_dataset is None else RequestOrder(len(edit_dataset), args)
         self._take_model(self.model)
@@ -88,12 +88,12 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         requests, layers = self._draw(), self.edit_parameters
         options = {"layers": layers, "max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
         results = [edit(self.model, self.request_constraint(each), editor.build(), **options) for each in requests]
-        kept = self._finite.edits(results, requests, self.state.global_step)
-        edit_term = torch.stack([edit_loss(result.loss) for result in kept]).mean() if kept else torch.zeros_like(base)
+        self._finite.check_edits(results, requests, self.state.global_step)
+        edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.
-        moved = [result.params for result in kept if result.num_steps > 0]
-        locality = batch.compare(moved) / len(kept) if moved else torch.zeros_like(base)
-        self._terms.add(base * accumulation, edit_term, locality, kept, len(results) - len(kept))
+        moved = [result.params for result in results if result.num_steps > 0]
+        locality = batch.compare(moved) / len(results) if moved else torch.zeros_like(base)
+        self._terms.add(base * accumulation, edit_term, locality, results)
         total = objective(base, edit_term / accumulation, locality / accumulation, args.edit_coef, args.locality_coef)
         # Where no edit took a step, the editor's values have no other use on this process, and DDP waits for them.
         return total + sum(0.0 * parameter.sum() for parameter in editor.parameters())
@@ -104,7 +104,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:
             editor = {f"editor/{name}": value for name, value in self.model.editor.values().items()}
-            logs |= self._terms.means(self.accelerator) | editor | self._finite.counts()
+            logs |= self._terms.means(self.accelerator) | editor
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model=None):

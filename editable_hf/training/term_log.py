@@ -11,13 +11,13 @@ from torch import Tensor
 
 from editable_hf.core.editing import EditResult
 
-_TERMS = ("base_loss", "edit_loss", "locality_loss", "edit_success_rate", "edit_num_steps", "edits_skipped")
+_TERMS = ("base_loss", "edit_loss", "locality_loss", "edit_success_rate", "edit_num_steps")
 
 
 class TermLog:
     """Sums each term until the means over all processes are asked for.
 
-    What is not finite is in no mean: the update that it belongs to is left out, or ends the training.
+    What is not finite is in no mean: the update that it belongs to ends the training.
 
     Attributes:
         sums: Sum of each term on this process since the last [`means`].
@@ -33,18 +33,11 @@ class TermLog:
         self.sums: dict[str, float] = dict.fromkeys(_TERMS, 0.0)
         self.count, self._counts = 0, dict.fromkeys(_TERMS, 0)
 
-    def add(
-        self, base: Tensor, edit: Tensor, locality: Tensor, results: Sequence[EditResult], num_skipped: int = 0
-    ) -> None:
-        """One micro-batch: the terms of Eq. 2 before their weights, the edits behind them, and how many were left out.
-
-        Where none is left, the means of what belongs to edits do without this micro-batch.
-        """
-        terms = {"base_loss": base.item(), "edits_skipped": num_skipped / (num_skipped + len(results))}
-        if results:
-            terms["edit_loss"], terms["locality_loss"] = edit.item(), locality.item()
-            terms["edit_success_rate"] = sum(result.success for result in results) / len(results)
-            terms["edit_num_steps"] = sum(result.num_steps for result in results) / len(results)
+    def add(self, base: Tensor, edit: Tensor, locality: Tensor, results: Sequence[EditResult]) -> None:
+        """One micro-batch: the terms of Eq. 2 before their weights, and the edits behind them."""
+        rate, steps = ([getattr(each, name) for each in results] for name in ("success", "num_steps"))
+        values = (base.item(), edit.item(), locality.item(), sum(rate) / len(rate), sum(steps) / len(steps))
+        terms = dict(zip(_TERMS, values, strict=True))
         self.count += 1
         for name, value in terms.items():
             if math.isfinite(value):
@@ -54,12 +47,10 @@ class TermLog:
                 self.not_finite.append(f"{name} is {value}")
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means since the last call; every process must call it. `edits_skipped` is a fraction, there if not 0."""
+        """Means since the last call; every process must call it."""
         sums = torch.tensor([[*self.sums.values()], [*self._counts.values()]], device=accelerator.device)
         totals, counts = accelerator.reduce(sums, reduction="sum").tolist()
         triples = zip(_TERMS, totals, counts, strict=True)
         means = {name: total / count for name, total, count in triples if count > 0}
         self._reset()
-        if not means["edits_skipped"]:
-            del means["edits_skipped"]
         return means

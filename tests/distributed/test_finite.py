@@ -23,37 +23,11 @@ def results(tmp_path_factory):
     return {name: [saved.get(f"{name}-{rank}") for rank in range(2)] for name in names}
 
 
-def same(actual, expected):
-    assert set(actual) == set(expected)
-    return all(torch.equal(actual[name], value) and value.isfinite().all() for name, value in expected.items())
-
-
-@pytest.mark.parametrize("name", ["batch_of_0", "batch_of_1"])
-def test_update_is_left_out_by_both(results, name):
-    """They end as if neither had had that update's batch."""
-    first, second = results[name]
-    assert same(first["parameters"], second["parameters"])
-    for actual, expected in zip(results[name], results["batch_left_out"], strict=True):
-        assert expected["num_skipped"] == 0 and len(expected["logs"]) == 2
-        assert same(actual["parameters"], expected["parameters"]) and same(actual["buffers"], expected["buffers"])
-        assert actual["num_skipped"] == 1 and [log.get("updates_skipped") for log in actual["logs"]] == [None, 1, 1]
-
-
 def test_both_end_with_the_update_and_their_requests(results):
     for rank, term in enumerate([r"\.", "; base_loss is nan"]):
         saved = results["batch_raises"][rank]
         assert re.match(rf"The gradient is not finite in update 2, .* requests \[7{rank}\]{term}", saved["message"])
         assert len(saved["logs"]) == 1 and all(value.isfinite().all() for value in saved["parameters"].values())
-
-
-def test_process_whose_edit_is_left_out_takes_part_with_its_base_loss(results):
-    first, second = results["edit_of_1"]
-    assert same(first["parameters"], second["parameters"])
-    for actual, expected in zip(results["edit_of_1"], results["edit_left_out"], strict=True):
-        assert same(actual["parameters"], expected["parameters"]) and same(actual["buffers"], expected["buffers"])
-        assert actual["num_skipped"] == 0
-        assert [log["edits_skipped"] for log in actual["logs"]] == [0.5, 0.5, 0.5]
-        assert all("edits_skipped" not in log for log in expected["logs"])
 
 
 def test_edit_that_raises_ends_the_process_that_waits(results):

@@ -17,14 +17,14 @@ def parse(*words):
 def test_command_line(tmp_path):
     args = parse(
         *("--output_dir", str(tmp_path), "--editor", "adam", "--edit_learning_rate", "3e-4"),
-        *("--edit_layers", "layers.0", "*fc2*", "--learn_edit_learning_rate", "--learn_edit_decays", "False"),
+        *("--edit_layers", "layers.0", "*fc2*", "--learn_edit_learning_rate"),
         *("--edit_max_steps", "7", "--edit_coef", "0.5", "--base_loss", "distillation", "--learning_rate", "1e-2"),
         *("--max_tokens_per_batch", "4096", "--edit_length_penalty", "1.0"),
     )
     assert args.output_dir == str(tmp_path)
     assert (args.editor, args.edit_learning_rate, args.learning_rate) == ("adam", 3e-4, 1e-2)
     assert args.edit_layers == ["layers.0", "*fc2*"]
-    assert args.learn_edit_learning_rate and not args.learn_edit_decays
+    assert args.learn_edit_learning_rate
     assert (args.edit_max_steps, args.edit_coef, args.base_loss) == (7, 0.5, "distillation")
     assert (args.max_tokens_per_batch, args.edit_length_penalty) == (4096, 1.0)
 
@@ -32,7 +32,7 @@ def test_command_line(tmp_path):
 def test_defaults_are_the_papers_and_the_parents(tmp_path):
     args = parse("--output_dir", str(tmp_path))
     assert (args.editor, args.edit_learning_rate, args.edit_layers) == ("rmsprop", 1e-3, ["last_decoder_layer"])
-    assert (args.learn_edit_learning_rate, args.learn_edit_decays) == (False, True)
+    assert not args.learn_edit_learning_rate
     parent = Seq2SeqTrainingArguments(str(tmp_path), report_to="none")
     changed = {name for name, value in vars(parent).items() if getattr(args, name) != value}
     assert changed <= {"ddp_find_unused_parameters", "logging_dir", "distributed_state"}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
 import random
@@ -20,9 +19,7 @@ from transformers import MarianMTModel, Trainer, TrainerCallback, TrainingArgume
 
 from editable_hf import EditableImageTrainer, EditableSeq2SeqTrainer
 from editable_hf.training.checkpoints import (
-    DiskFullError,
     WholeCheckpoints,
-    full_disk_explained,
     last_whole_checkpoint,
     replaced_at_once,
     train_to,
@@ -81,20 +78,18 @@ def test_saved_model_stays_while_the_disk_is_full(disk):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     with torch.no_grad():
         trainer.model.lm_head.weight.add_(1.0)
-    failed = set()
+    failures = 0
     for free in range(0, size + 40, 8):
         leave_free(free)
         try:
             trainer.save_model(str(model))
             break
-        except DiskFullError as error:
-            assert error.errno == errno.ENOSPC
-            assert f"written to {model}/.saving" in str(error) and "saved before is intact; free" in str(error)
-            failed.add(str(error).split("disk is full: ")[1].split(" could")[0])
+        except (OSError, RuntimeError, SafetensorError):
+            failures += 1
             assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     assert equal(weights(model), trainer.model.state_dict()) and not equal(weights(model), old)
     assert names(model) == sorted(before)
-    assert {"config.json", "model.safetensors", "training_args.bin"} <= failed
+    assert failures > 2
 
 
 class FillDisk(TrainerCallback):
@@ -108,12 +103,12 @@ class FillDisk(TrainerCallback):
             self.fill()
 
 
-@pytest.mark.parametrize(("kilobytes", "file"), [(0, "config.json"), (160, "optimizer.pt")])
-def test_training_resumes_from_the_checkpoint_before_the_disk_was_full(disk, tmp_path, kilobytes, file):
+@pytest.mark.parametrize("kilobytes", [0, 160])  # fails on the model, and on the optimizer
+def test_training_resumes_from_the_checkpoint_before_the_disk_was_full(disk, tmp_path, kilobytes):
     folder, leave_free = disk
     train_to(make_trainer(tmp_path / "whole/checkpoints"), tmp_path / "whole")
     fill = FillDisk(leave_free, kilobytes)
-    with pytest.raises(DiskFullError, match=f"{file} could not be written to .*checkpoint-2.* saved before is intact"):
+    with pytest.raises((OSError, RuntimeError)):
         train_to(make_trainer(folder / "checkpoints", [fill], save_total_limit=1), folder)
     assert names(folder / "checkpoints") == ["checkpoint-1"]
     assert last_whole_checkpoint(folder / "checkpoints") == str(folder / "checkpoints/checkpoint-1")
@@ -166,43 +161,6 @@ def test_training_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(tm
     killed, whole = (json.loads((path / "trainer_state.json").read_text()) for path in (folder, tmp_path / "whole"))
     assert killed["log_history"][:-1] == whole["log_history"][:-1] and killed["global_step"] == 6
     assert names(folder) == names(tmp_path / "whole")
-
-
-FULL = [
-    OSError(errno.ENOSPC, "No space left on device"),
-    OSError(errno.EDQUOT, "Disk quota exceeded"),
-    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
-]
-
-
-@pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:30])
-def test_full_disk_is_said_whatever_was_raised(tmp_path, error):
-    tmp_path.joinpath("config.json").write_text("old")
-    with pytest.raises(DiskFullError, match="disk is full: model.safetensors could not be written"):
-        with replaced_at_once(tmp_path) as staging:
-            staging.joinpath("config.json").write_text("new")
-            staging.joinpath("model.safetensors").write_text("half")
-            raise error
-    assert names(tmp_path) == ["config.json"] and tmp_path.joinpath("config.json").read_text() == "old"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.EACCES, "Permission denied"), RuntimeError("other"), SafetensorError("other"), KeyError("x")],
-)
-def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as raised, full_disk_explained(tmp_path):
-        raise error
-    assert raised.value is error
-
-
-def test_what_torch_raises_on_a_full_device(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-    tmp_path.joinpath("optimizer.pt").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError, match="optimizer.pt could not be written"), full_disk_explained(tmp_path):
-        torch.save({"exp_avg": torch.zeros(10_000)}, tmp_path / "optimizer.pt")
 
 
 def test_kill_while_renaming_never_mixes_two_models(tmp_path, monkeypatch):

@@ -107,10 +107,10 @@ def test_editor_learns_at_its_own_rate(make_trainer, trained_marian):
 
 
 def test_fixed_values_stay(make_trainer, trained_marian):
-    trainer = make_trainer(trained_marian.float(), learn_edit_decays=False, learn_edit_learning_rate=False)
+    trainer = make_trainer(trained_marian.float(), editor="gd")
     trainer.train()
     assert list(trained_marian.editor.parameters()) == []
-    assert trained_marian.editor.values() == {"learning_rate": 1e-2, "beta": 0.5}
+    assert trained_marian.editor.values() == {"learning_rate": 1e-2}
 
 
 def test_edit_dataset_is_optional(make_trainer, trained_marian):
@@ -164,7 +164,7 @@ def test_modes_are_restored(make_trainer, trained_marian):
 
 def test_trainer_can_be_built_again_for_the_same_model(make_trainer, trained_marian):
     make_trainer(trained_marian.float(), max_steps=1).train()
-    trainer = make_trainer(trained_marian, max_steps=1, edit_layers=["*"], learn_edit_decays=False)
+    trainer = make_trainer(trained_marian, max_steps=1, edit_layers=["*"])
     assert not [name for name in trainer.edit_parameters if name.startswith("editor.")]
     trainer.train()
 
