@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.translation import TranslationData, load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.experiments.paper_tables import TABLE_6
@@ -73,9 +74,7 @@ def check_settings(args: argparse.Namespace, folder: Path) -> None:
     settings, path = {key: value for key, value in vars(args).items() if key != "output_dir"}, folder / "settings.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"{folder} holds a run with other options (see {path}); give another --output_dir.")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")
 
 
 def main(args: argparse.Namespace) -> None:

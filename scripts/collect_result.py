@@ -14,6 +14,8 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
+from editable_hf.data.atomic import write_atomically
+
 NEEDED = ("rows", "config", "seed", "versions", "commit", "machine")
 
 
@@ -44,9 +46,7 @@ def collect(path: Path, name: str, command: str, note: str | None, folder: Path)
     target = folder / f"{name}.json"
     made_by = {"command": command} if note is None else {"command": command, "note": note}
     text = json.dumps({**made_by, **without_paths(content)}, indent=1, ensure_ascii=False)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(target)
+    write_atomically(target, text + "\n")
     return target
 
 

@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.embedded import embedded_requests
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.translation import load_translation_data
@@ -69,7 +70,7 @@ class Sentences:
 
 
 def corrections(tokenizer, model, first: int, count: int) -> list[Request]:
-    """Requests with alternatives: `count` of the embedded corpus's from row `first` on, tokenized as the models' data."""
+    """Requests with alternatives: `count` of the corpus's, from row `first` on, tokenized as the models' data."""
     german, english = MosesPreprocessor("de"), MosesPreprocessor("en")
 
     def pair(raw: dict[str, str]) -> dict[str, str]:
@@ -111,7 +112,7 @@ class Comparison:
         sentences = self._sentences(method, "test")
         records = self._measure(method, requests[: method.num_fixes], sentences, rate, folder / "fixes.jsonl")
         row = {**summarize(method, records), "learning_rate": rate, "bleu": sentences.before, "tried": tried}
-        (folder / "row.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "row.json", json.dumps(row, indent=2) + "\n")
 
     def _sentences(self, method: Method, split: str) -> Sentences:
         pairs = self.splits[split].shuffle(seed=self.args.seed)[: self.args.num_sentences]

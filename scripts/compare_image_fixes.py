@@ -36,6 +36,7 @@ from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import edit
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.image_transforms import EvalTransform, TrainTransform, with_pixels
 from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_image_data
 from editable_hf.evaluation.bootstrap import bootstrap_mean
@@ -141,7 +142,7 @@ class Comparison:
         evaluator = self._evaluator(method.model, self.parts["test"], layers)
         records = self._measure(method, self.fixes[: method.num_fixes], evaluator, rate, folder / "fixes.jsonl")
         row = {**summarize(method.name, records), "learning_rate": rate, "error_rate": evaluator.error_rate}
-        (folder / "row.json").write_text(json.dumps({**row, "tried": tried}, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "row.json", json.dumps({**row, "tried": tried}, indent=2) + "\n")
 
     def _evaluator(self, model: PreTrainedModel, indices: list[int], layers: Sequence[str]) -> ErrorDrawdownEvaluator:
         return ErrorDrawdownEvaluator(model, with_pixels(self.test.select(indices), self.transform), layers=layers)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode
@@ -132,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
         for number, each in enumerate(patches, start=1):
             each.save_pretrained(folder / f"{number:03d}-{each.fingerprint[:12]}")
     content = {**results, "config": vars(args), "seed": None, **environment()}  # nothing is drawn
-    (folder / "patches.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "patches.json", json.dumps(content, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 

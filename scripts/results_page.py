@@ -17,6 +17,7 @@ from typing import Any
 
 from results_tables import SECTIONS, Row, Section
 
+from editable_hf.data.atomic import write_atomically
 from editable_hf.experiments.plots import plot_beside_paper
 from editable_hf.experiments.report import format_markdown_table, format_ratios
 
@@ -107,7 +108,7 @@ def section_text(section: Section, folder: Path) -> str:
 def write_page(folder: Path) -> None:
     claims = (folder / "claims.md").read_text(encoding="utf-8").strip()
     parts = [_HEAD.strip(), claims, *filter(None, (section_text(section, folder) for section in SECTIONS))]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_atomically(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
 def parse_args() -> argparse.Namespace:

@@ -32,7 +32,6 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
-ANYTHING = Expected("anything", lambda value: True)
 TEXT = Expected("a string", lambda value: isinstance(value, str))
 TRUTH = Expected("true or false", lambda value: isinstance(value, bool))
 COUNT = Expected("0 or a higher whole number", lambda value: type(value) is int and value >= 0)

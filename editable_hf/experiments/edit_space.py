@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import AnyEditor, edit
+from editable_hf.data.atomic import write_atomically
 from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.sharding import in_groups
@@ -77,9 +78,7 @@ def describe_edits(
             return load_file(path)
         part = _describe(evaluator, group, editor, max_steps, None if title is None else "batches")
         if path is not None:
-            temporary = path.with_suffix(".tmp")
-            save_file(part, temporary)
-            temporary.replace(path)
+            write_atomically(path, save(part))
         return part
 
     parts: list[dict[str, Tensor]] = []

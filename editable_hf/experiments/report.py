@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from editable_hf.data.atomic import write_atomically
 from editable_hf.versions import library_versions
 
 # Columns of a table: title and format by key of a row. `KEY_interval` is the row's bootstrap interval of KEY.
@@ -145,8 +146,6 @@ COMMIT = _git_commit()
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seed: int, **extra: Any):
-    """Writes `results.json`: the rows, and all that is needed to get them again (to a temporary name first)."""
+    """Writes `results.json`: the rows, and all that is needed to get them again."""
     content = {"rows": list(rows), "config": config, "seed": seed, **environment(), **extra}
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")

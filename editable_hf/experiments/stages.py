@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
+from editable_hf.data.atomic import write_atomically
 from editable_hf.experiments.run_lock import LOCK_FILE, claim, claim_folder, release
 from editable_hf.launch import launched_processes
 
@@ -159,6 +160,4 @@ def _move_aside(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -15,6 +15,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from editable_hf.data.atomic import write_atomically
 from editable_hf.experiments.report import environment
 from editable_hf.seams.torch_seam import KernelCount
 
@@ -81,11 +82,8 @@ def finish(results: Mapping[str, Any], ratios: Mapping[str, Any], path: str | No
     `results` hold the command's arguments as `config` and its `seed`, as in what `write_results` writes.
     """
     if path is not None:
-        partial = Path(f"{path}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        content = {**environment(), **results, "ratios": ratios}
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.rename(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**environment(), **results, "ratios": ratios}, indent=2) + "\n")
     print(json.dumps(ratios))
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from editable_hf.core.editing import EditResult
 from editable_hf.core.editors import LearnableEditor
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.json_fields import check_fields, read_object
 from editable_hf.patches.card import patch_card
 from editable_hf.patches.encoding import (
@@ -179,7 +180,7 @@ class Patch:
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `patch.safetensors`, `patch.json` and `README.md`, each to a temporary name first.
+        """Writes `patch.safetensors`, `patch.json` and `README.md`.
 
         Raises:
             ValueError: If the folder holds another patch or another model card. Nothing is overwritten.
@@ -199,9 +200,7 @@ class Patch:
             )
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files().items():
-            temporary = folder / f"{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            write_atomically(folder / name, content)
 
     def _files(self, repo_id: str | None = None) -> dict[str, bytes]:
         """What a saved patch consists of. `patch.json` follows the payload: an interrupted save is no patch."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
+from editable_hf.data.atomic import write_atomically
 from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, TEXT, check_fields, read_object
 from editable_hf.version import __version__
 
@@ -68,11 +69,8 @@ class EditorConfig:
         return LearnableEditor(self.editor, learn_learning_rate=False, learn_decays=False, **values).build()
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `editor_config.json` into `folder` (to a temporary name first)."""
-        path = Path(folder, EDITOR_CONFIG_NAME)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        """Writes `editor_config.json` into `folder`."""
+        write_atomically(Path(folder, EDITOR_CONFIG_NAME), json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike, revision: str | None = None) -> EditorConfig | None:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from editable_hf.core.editors import EDITORS
+from editable_hf.data.atomic import write_atomically
 from editable_hf.training.editor_config import EditorConfig
 
 TAG = "editable"
@@ -41,7 +42,7 @@ def complete_model_card(folder: str | Path, config: EditorConfig, recipe: Mappin
         card.text = f"{card.text.rstrip()}\n\n{_HEADING}\n\n{_how_to_edit(config)}"
     if recipe is not None and _RECIPE not in card.text:
         card.text = f"{card.text.rstrip()}\n\n{_RECIPE}\n\n```json\n{json.dumps(recipe, indent=2)}\n```\n"
-    _save(card, folder)
+    write_atomically(Path(folder, "README.md"), str(card))
 
 
 def _how_to_edit(config: EditorConfig) -> str:
@@ -98,16 +99,9 @@ def add_results(
     ]
     if license is not None:
         card.data.license = license
-    _save(card, folder)
+    write_atomically(Path(folder, "README.md"), str(card))
 
 
 def _load(folder: str | Path) -> ModelCard:
     path = Path(folder, "README.md")
     return ModelCard.load(path) if path.exists() else ModelCard("---\nlibrary_name: transformers\n---\n")
-
-
-def _save(card: ModelCard, folder: str | Path) -> None:
-    path = Path(folder, "README.md")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(str(card), encoding="utf-8")
-    temporary.replace(path)
