@@ -35,7 +35,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # SHA-256 of CIFAR-10's test set: its records (label, then pixels row by row) in sorted order. An error rate compares
-# with the paper's only on this test set, so it is recognised by content and not by the name of a folder.
+# with the paper's only on this test set, so it is recognized by content and not by the name of a folder.
 _CIFAR10_TEST_SHA256 = "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6"
 
 # Reading a file to its end takes about a millisecond; larger folders are left to the first access.
@@ -46,13 +46,13 @@ _IMAGENET_SIZE = 224
 
 @dataclass(frozen=True)
 class ImageData:
-    """A set of labelled images, ready to train and to score on.
+    """A set of labeled images, ready to train and to score on.
 
     Attributes:
         splits: "train", "validation" and "test". Columns: `image` (RGB) and `label` (a `ClassLabel`).
         name: The data, e.g. "CIFAR-10, folder cifar-10-batches-py".
         test_name: The test set that is scored, with its number of images, for reports.
-        mean: Per channel, of pixels in [0, 1]; to normalise with.
+        mean: Per channel, of pixels in [0, 1]; to normalize with.
         std: Same.
         image_size: Height and width of the model's input, in pixels.
         horizontal_flips: Whether a mirrored image is still an example of its class.

@@ -79,7 +79,7 @@ def request_constraint(
         request: A row with `source_ids`, `target_ids` and `alternatives` (token ids, each ending in the
             end-of-sequence token).
         model: Gives the special tokens and the longest sequence it can decode.
-        length_penalty: Exponent of the length normalisation, see [`SequenceConstraint`].
+        length_penalty: Exponent of the length normalization, see [`SequenceConstraint`].
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
@@ -124,7 +124,7 @@ def make_edit_requests(
     Args:
         model: The normally trained model.
         tokenizer: Its tokenizer.
-        sources: Sentences, tokenised as the model expects.
+        sources: Sentences, tokenized as the model expects.
         targets: Wanted translations, one for each source; sampled from the model if not given.
         num_alternatives: Beam size and number of alternatives (k = 32 in the paper).
         temperature: Of the sampled targets (1.2 in the paper).

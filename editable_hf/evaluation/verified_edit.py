@@ -76,7 +76,7 @@ def verified_edit(
         layers: What may move.
         max_steps: k in Eq. 1, for each round.
         max_rounds: Rounds at most.
-        length_penalty: Exponent of the length normalisation in `l_e`. By default the generation config's own, with
+        length_penalty: Exponent of the length normalization in `l_e`. By default the generation config's own, with
             which `l_e <= 0` speaks of the scores that beam search compares; 0 for greedy decoding.
         reduction: How several constraints are joined, see [`JointConstraint`].
 
@@ -123,7 +123,7 @@ def _harder(model: PreTrainedModel, request: Request, output: list[int], length_
 
 
 def decoding_length_penalty(model: PreTrainedModel) -> float:
-    """The exponent with which the model's own decoding normalises scores; 0 for greedy decoding."""
+    """The exponent with which the model's own decoding normalizes scores; 0 for greedy decoding."""
     generation = model.generation_config
     if (generation.num_beams or 1) == 1:
         return 0.0
@@ -136,7 +136,7 @@ def joint_constraint(
     """The constraint that an edit for all of `requests` must satisfy, on the model's device.
 
     Args:
-        requests: With a `margin` where the target must win by more than nothing, in nats (after normalisation).
+        requests: With a `margin` where the target must win by more than nothing, in nats (after normalization).
         model: See [`request_constraint`].
         length_penalty: Same.
         reduction: See [`JointConstraint`].

@@ -39,7 +39,7 @@ def showcase(
         references: Their references, as the model should produce them.
         editor: How to edit.
         max_steps: k in Eq. 1.
-        length_penalty: Exponent of the length normalisation in `l_e`.
+        length_penalty: Exponent of the length normalization in `l_e`.
         num_alternatives: Beam size for the translations that the reference must beat.
 
     Returns:

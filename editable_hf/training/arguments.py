@@ -119,7 +119,7 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
     edit_length_penalty: float = field(
         default=0.0,
         metadata={
-            "help": "Exponent of the length normalisation in l_e: 0 compares sentence log-probabilities (the paper), "
+            "help": "Exponent of the length normalization in l_e: 0 compares sentence log-probabilities (the paper), "
             "the decoder's own `length_penalty` makes l_e <= 0 mean that its score is best."
         },
     )

@@ -29,7 +29,7 @@ from editable_hf.training.term_log import TermLog
 class EditableTrainerMixin(TrainerHooks, ABC):
     """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss."""
 
-    # compute_loss normalises by the whole accumulated batch itself.
+    # compute_loss normalizes by the whole accumulated batch itself.
     loss_is_scaled_for_ga = True
 
     @abstractmethod

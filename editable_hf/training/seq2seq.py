@@ -35,7 +35,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         model: Any Hugging Face encoder-decoder model, as it is loaded.
         args: [`EditableSeq2SeqTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.
         edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
-            (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
+            (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimizes the base loss
             alone, which is the control that an editable model is compared with. A `Dataset`, a list of rows, a dict
             of columns, or anything with a length whose rows are dicts.
 

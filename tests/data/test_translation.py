@@ -190,7 +190,7 @@ def test_subword_units_are_an_error(tmp_path):
 def test_mixed_forms_are_an_error(tmp_path):
     write_folder(tmp_path, ("train", "valid"))
     write_folder(tmp_path, ("test",), ["Wir sind da."], ["We are here."])
-    with pytest.raises(ValueError, match=r"mixed \(train tokenised, validation tokenised, test raw\)"):
+    with pytest.raises(ValueError, match=r"mixed \(train tokenized, validation tokenized, test raw\)"):
         load_translation_data(str(tmp_path))
 
 
@@ -292,7 +292,7 @@ def test_embedded_corpus_keeps_its_own_columns(monkeypatch):
         load_translation_data("embedded", source_lang="en", target_lang="de")
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenised IWSLT14 corpus")
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 def test_iwslt14_has_the_papers_splits_untouched():
     folder = SHARED / "iwslt14_de_en"
     data = load_translation_data(str(folder))
@@ -310,7 +310,7 @@ def test_iwslt14_has_the_papers_splits_untouched():
     assert data.test_name == "IWSLT14 test set as in fairseq's preparation (6,750 pairs)"
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenised IWSLT14 corpus")
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 @pytest.mark.parametrize("language", ["de", "en"])
 def test_tokenizing_iwslt14_gives_fairseqs_tokens(language):
     from editable_hf.data.moses import MosesPreprocessor
@@ -318,7 +318,7 @@ def test_tokenizing_iwslt14_gives_fairseqs_tokens(language):
 
     moses, folder = MosesPreprocessor(language), SHARED / "iwslt14_de_en"
     raw = read_lines(folder / f"test.raw.{language}.xz")
-    # fairseq's script replaces this apostrophe in the test files before it tokenises them.
+    # fairseq's script replaces this apostrophe in the test files before it tokenizes them.
     tokens = [moses.tokenize(line.replace("’", "'")) for line in raw]
     assert tokens == read_lines(folder / f"test.{language}.xz")
 

@@ -40,7 +40,7 @@ def test_all_methods_on_the_same_corrections(run_script, model_folder, tmp_path)
 
     lookup = rows["lookup table"]
     assert (lookup["holds"], lookup["unrelated"], lookup["bleu_drawdown"]) == (1, 1, 0)
-    assert all(lookup[name] == lookup[f"{name}_before"] for name in ("paraphrases", "neighbours"))
+    assert all(lookup[name] == lookup[f"{name}_before"] for name in ("paraphrases", "neighbors"))
     sources = {}
     for name in rows:
         folder = tmp_path / "out" / name.replace(", ", "-").replace(" ", "_")

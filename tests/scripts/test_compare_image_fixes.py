@@ -81,7 +81,7 @@ def records_of(folder, method):
 
 @pytest.fixture(scope="module")
 def digits():
-    """The test images, normalised, their classes, and augmented versions of each as the script seeds them."""
+    """The test images, normalized, their classes, and augmented versions of each as the script seeds them."""
     data = load_image_data("embedded")
     images, labels = data.splits["test"]["image"], torch.tensor(data.splits["test"]["label"])
     augment = TrainTransform(16, data.mean, data.std, flip=False)

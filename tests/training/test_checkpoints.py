@@ -114,18 +114,18 @@ def test_saved_folder_is_complete(make_trainer, dropout_marian, tmp_path, tokeni
     assert reloaded(sentence_pairs[0][0])["input_ids"] == tokenizer(sentence_pairs[0][0])["input_ids"]
 
 
-@pytest.mark.parametrize("learnt", [True, False])
-def test_built_editor_has_the_trained_values(make_trainer, dropout_marian, tmp_path, learnt):
+@pytest.mark.parametrize("learned", [True, False])
+def test_built_editor_has_the_trained_values(make_trainer, dropout_marian, tmp_path, learned):
     trainer = make_trainer(
         dropout_marian,
         editor_learning_rate=0.2,
         edit_learning_rate=3e-3,
-        learn_edit_learning_rate=learnt,
+        learn_edit_learning_rate=learned,
     )
     trainer.train()
     trainer.save_model()
     editor = dropout_marian.editor
-    assert (editor.values()["learning_rate"] != pytest.approx(3e-3)) == learnt and editor.values()["beta"] != 0.5
+    assert (editor.values()["learning_rate"] != pytest.approx(3e-3)) == learned and editor.values()["beta"] != 0.5
     config = EditorConfig.from_pretrained(tmp_path / "run")
     saved, trained = config.build_editor(), editor.build()
     params = {"weight": torch.zeros(3)}
@@ -172,7 +172,7 @@ def test_resume_without_editor_config_says_what_is_wrong(make_trainer, dropout_m
         again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
 
 
-def test_resume_with_other_learnt_values_says_what_is_wrong(make_trainer, dropout_marian, tmp_path):
+def test_resume_with_other_learned_values_says_what_is_wrong(make_trainer, dropout_marian, tmp_path):
     make_trainer(dropout_marian, save_strategy="steps", save_steps=1, max_steps=1).train()
     again = make_trainer(dropout_marian, max_steps=2, learn_edit_learning_rate=True)
     with pytest.raises(ValueError, match=r"learns \['beta', 'learning_rate'\], .* holds \['beta'\]"):
@@ -196,12 +196,12 @@ def test_absent(tmp_path):
 def test_unknown_keys_are_named_and_ignored(tmp_path, caplog):
     EditorConfig(max_steps=7).save_pretrained(tmp_path)
     path = tmp_path / "editor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "momentum_2": 1, "colour": "red"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "momentum_2": 1, "color": "red"}))
     with caplog.at_level(logging.WARNING, logger="editable_hf"):
         config = EditorConfig.from_pretrained(tmp_path)
     assert config == EditorConfig(max_steps=7)
     (record,) = caplog.records
-    assert "does not know and ignores: colour, momentum_2" in record.getMessage()
+    assert "does not know and ignores: color, momentum_2" in record.getMessage()
 
 
 def test_known_keys_give_no_warning(tmp_path, caplog):

@@ -126,7 +126,7 @@ def test_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "final", dtype=torch.float64)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in whole.state_dict().items())
     config = EditorConfig.from_pretrained(tmp_path / "final")
-    assert (config.editor, config.layers, config.hyperparameters, config.learnt) == ("cnp", ["condition"], {}, {})
+    assert (config.editor, config.layers, config.hyperparameters, config.learned) == ("cnp", ["condition"], {}, {})
     assert config.max_steps == 1, "whatever `edit_max_steps` allows"
     with pytest.raises(ValueError, match=r"'cnp' is no gradient editor .* take `model.editor.build\(\)`"):
         config.build_editor()

@@ -66,7 +66,7 @@ def test_three_steps(make_trainer, tokenizer, name):
     assert all(not torch.equal(before[name], after[name]) for name in trained)
 
 
-def test_learnt_values_have_their_own_group(make_trainer, trained_marian):
+def test_learned_values_have_their_own_group(make_trainer, trained_marian):
     trainer = make_trainer(
         trained_marian.float(),
         weight_decay=0.1,
