@@ -26,6 +26,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["editable_hf", "editable_hf.*"]),
     package_data={
+        "editable_hf": ["py.typed"],
         "editable_hf.patches": ["templates/*"],
         "editable_hf.review": ["templates/*"],
         "editable_hf.data": ["embedded_corpus/*"],

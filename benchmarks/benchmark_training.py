@@ -74,7 +74,7 @@ class Translation:
         args = EditableSeq2SeqTrainingArguments(
             tempfile.mkdtemp(),
             learning_rate=STANDSTILL,
-            editor_learning_rate=STANDSTILL,
+            hyperparameter_learning_rate=STANDSTILL,
             use_cpu=device.type == "cpu",
             report_to=[],
             disable_tqdm=True,

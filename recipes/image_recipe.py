@@ -201,7 +201,7 @@ _SECTIONS = {
 _NAMES = (*_SECTIONS, "training", "pretrain", "models")
 _OWN = (ADVERSARIAL_SECTION, FIGURE_SECTION)  # sections of one recipe
 _SMOKE: dict[str, dict[str, Any]] = {
-    "data": {"max_train": 100, "max_validation": 40, "max_test": 40},
+    "data": {"max_train_samples": 100, "max_validation_samples": 40, "max_test_samples": 40},
     "evaluation": {"num_edits": 3, "num_validation_edits": 2, "num_validation_images": 20, "max_steps": 3},
     "adversarial": {"num_evaluation": 4, "sequence_length": 2, "sequence_runs": 2},
     "figure_2": {"num_edits": 40},

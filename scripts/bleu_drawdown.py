@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     claim_folder(folder)  # a second run would append to the same files
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model).to(processes.device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    editor_config = EditorConfig.from_pretrained(args.model)
+    editor_config = EditorConfig.find(args.model)
     if editor_config is None:
         print(f"{args.model} was not trained to be editable; it is edited with RMSProp all the same.")
         editor_config = EditorConfig()

@@ -149,7 +149,7 @@ def summarize(method: Method, records: list[Request]) -> dict[str, Any]:
 def methods_of(args: argparse.Namespace, tokenizer, train: Dataset) -> list[Method]:
     device, folders = "cuda" if torch.cuda.is_available() else "cpu", (args.baseline, args.editable)
     baseline, editable = (AutoModelForSeq2SeqLM.from_pretrained(folder).to(device).eval() for folder in folders)
-    configs = {folder: EditorConfig.from_pretrained(folder) or EditorConfig() for folder in folders}
+    configs = {folder: EditorConfig.find(folder) or EditorConfig() for folder in folders}
     encoded = train.map(
         lambda row: tokenizer(row["source"], text_target=row["target"]),
         batched=True,

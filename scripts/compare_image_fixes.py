@@ -244,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         plain, editable = (load_network(path).to(device) for path in (args.plain, args.editable))
-        config = EditorConfig.from_pretrained(args.editable) if Path(args.editable).is_dir() else None
+        config = EditorConfig.find(args.editable) if Path(args.editable).is_dir() else None
         data = load_data(args.data, args.seed)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

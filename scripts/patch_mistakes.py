@@ -60,7 +60,7 @@ def find_mistakes(model, tokenizer, pairs, count: int, num_alternatives: int) ->
         num_alternatives=num_alternatives,
     )
     # Decoded one by one, without the length limit of a batch, some are right.
-    return [each for each in requests if decode(model, tokenizer, each["source_ids"]) != each["target_ids"]][:count]
+    return [each for each in requests if decode(model, tokenizer, each["input_ids"]) != each["labels"]][:count]
 
 
 def each_by_itself(model, tokenizer, requests, config: EditorConfig, max_rounds: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, A
     review = review_translations(model, tokenizer, params, test["source"], test["target"], patch=name, progress=name)
     seconds = time.perf_counter() - start
     with edited(model, params):
-        mended = [decode(model, tokenizer, each["source_ids"]) == list(each["target_ids"]) for each in requests]
+        mended = [decode(model, tokenizer, each["input_ids"]) == list(each["labels"]) for each in requests]
     found = {key: value for key, value in review.as_dict().items() if key != "changes"}
     return {**found, "mended": sum(mended) / len(mended), "diff_seconds": seconds}
 
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    config = EditorConfig.from_pretrained(args.model) or EditorConfig()
+    config = EditorConfig.find(args.model) or EditorConfig()
     splits = load_translation_data(args.data).splits
     test, validation = splits["test"][: args.num_sentences], splits["validation"][:]
     pool = {key: [*test[key], *validation[key]] for key in ("source", "target")}

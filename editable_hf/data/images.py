@@ -89,9 +89,9 @@ def load_image_data(
     verify: bool | None = None,
     image_size: int | None = None,
     num_validation: int | None = None,
-    max_train: int | None = None,
-    max_validation: int | None = None,
-    max_test: int | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+    max_test_samples: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Loads the data of the image experiments (sections 4.1 to 4.3).
@@ -114,9 +114,9 @@ def load_image_data(
             at that size; other images are left as they are.
         num_validation: Training images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a
             twentieth, but at most 10,000. Not for a folder with validation images of its own.
-        max_train: Upper limit on training images. A random sample is taken, in the data's order.
-        max_validation: Same for validation.
-        max_test: Same for test; `test_name` says so.
+        max_train_samples: Upper limit on training images. A random sample is taken, in the data's order.
+        max_validation_samples: Same for validation.
+        max_test_samples: Same for test; `test_name` says so.
         seed: Decides the held-out images and the samples, but never what the whole test set is.
 
     Returns:
@@ -135,7 +135,7 @@ def load_image_data(
         data = _load_cifar10(path, dataset_id, revision, image_column, label_column, image_size=image_size or 32)
     else:
         data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
-    limits = {"train": max_train, "validation": max_validation, "test": max_test}
+    limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
     return _divide(data, _num_held_out(source, data, num_validation), limits, seed)
 
 

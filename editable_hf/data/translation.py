@@ -64,9 +64,9 @@ def load_translation_data(
     split_names: Mapping[str, str] | None = None,
     tokenized: bool | None = None,
     raw_text: bool = False,
-    max_train: int | None = None,
-    max_validation: int | None = None,
-    max_test: int | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+    max_test_samples: int | None = None,
     seed: int = 0,
 ) -> TranslationData:
     """Loads IWSLT14, Multi30k or another parallel corpus for the translation experiment (section 4.4).
@@ -85,9 +85,9 @@ def load_translation_data(
         split_names: Which split plays which part, e.g. `{"train": "train_subset"}`; for folders and hub datasets.
         tokenized: Whether the text is Moses-tokenized; `None` recognizes it. WIT3's release is always raw.
         raw_text: Leave the text as it is, for models trained on plain text: `target` and `target_text` are the same.
-        max_train: Upper limit on training pairs. A random sample is taken, in the corpus' order.
-        max_validation: Same for validation.
-        max_test: Same for test; `test_name` says so.
+        max_train_samples: Upper limit on training pairs. A random sample is taken, in the corpus' order.
+        max_validation_samples: Same for validation.
+        max_test_samples: Same for test; `test_name` says so.
         seed: Decides the samples.
 
     Returns:
@@ -101,7 +101,7 @@ def load_translation_data(
     pairs, origin, tokenized = _read_pairs(source, source_lang, target_lang, *options)
     if tokenized is None and not raw_text:
         tokenized = _recognize_tokenized(pairs, source)
-    limits = {"train": max_train, "validation": max_validation, "test": max_test}
+    limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
     samples = {part: _sample(text, limits[part], seed) for part, text in pairs.items()}
     if raw_text:
         splits = DatasetDict({part: _as_it_is(text) for part, text in samples.items()})
@@ -174,8 +174,8 @@ def _sample(text: ParallelText, limit: int | None, seed: int) -> ParallelText:
         return text
     if limit < 1:
         raise ValueError(
-            f"A split needs at least one pair, but the limit for {text.name!r} is {limit}; raise `max_train`, "
-            "`max_validation` or `max_test`, or leave it out for all pairs."
+            f"A split needs at least one pair, but the limit for {text.name!r} is {limit}; raise `max_train_samples`, "
+            "`max_validation_samples` or `max_test_samples`, or leave it out for all pairs."
         )
     return text.select(sorted(random.Random(seed).sample(range(len(text)), limit)))
 

@@ -96,8 +96,8 @@ def verified_edit(
         if outcome is not None and not result.success:
             return outcome._replace(num_rounds=num_rounds)
         with edited(model, result):
-            decoded = [decode(model, tokenizer, request["source_ids"]) for request in requests]
-        verified = [ids == list(request["target_ids"]) for ids, request in zip(decoded, requests, strict=True)]
+            decoded = [decode(model, tokenizer, request["input_ids"]) for request in requests]
+        verified = [ids == list(request["labels"]) for ids, request in zip(decoded, requests, strict=True)]
         outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
         outcome = VerifiedEdit(result, requests, outputs, verified, num_rounds)
         if all(verified) or not result.success:
@@ -160,9 +160,9 @@ class WithMargin:
 
 
 @torch.no_grad()
-def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int]) -> list[int]:
+def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[int]:
     """Token ids that the model as it stands gives for one source, with its own generation config."""
-    inputs = torch.tensor([list(source_ids)], device=model.device)
+    inputs = torch.tensor([list(input_ids)], device=model.device)
     with eval_mode(model):
         (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)

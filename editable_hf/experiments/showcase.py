@@ -82,7 +82,7 @@ def _why_not(
 ) -> str | None:
     """Why there is nothing to see in this edit, or `None`."""
     model, longest = evaluator.model, longest_decodable(evaluator.model)
-    if longest is not None and len(request["target_ids"]) > longest:
+    if longest is not None and len(request["labels"]) > longest:
         return _TOO_LONG
     constraint = request_constraint(request, model, length_penalty)
     # Beam search missed the likeliest translation: `l_e` holds without a step.

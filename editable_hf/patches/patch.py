@@ -179,13 +179,13 @@ class Patch:
         content = {**dict(zip(_DERIVED, derived, strict=True)), **own, "tensors": tensors}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes `patch.safetensors`, `patch.json` and `README.md`.
 
         Raises:
             ValueError: If the folder holds another patch or another model card. Nothing is overwritten.
         """
-        folder = Path(folder)
+        folder = Path(save_directory)
         if folder.joinpath(PATCH_NAME).exists():
             other = _saved_fingerprint(folder / PATCH_NAME)
             if other != self.fingerprint:

@@ -91,7 +91,7 @@ def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     """
     if has_own_editor(model):
         return
-    config = EditorConfig.from_pretrained(folder)
+    config = EditorConfig.find(folder)
     parameters, learned = dict(model.editor.named_parameters()), {} if config is None else config.learned
     if set(learned) != set(parameters):
         raise ValueError(

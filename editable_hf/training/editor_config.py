@@ -68,17 +68,29 @@ class EditorConfig:
         values = {**self.hyperparameters, **overrides}
         return LearnableEditor(self.editor, learn_learning_rate=False, learn_decays=False, **values).build()
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `editor_config.json` into `folder`."""
-        write_atomically(Path(folder, EDITOR_CONFIG_NAME), json.dumps(asdict(self), indent=2) + "\n")
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Writes `editor_config.json` into the folder `save_directory`."""
+        write_atomically(Path(save_directory, EDITOR_CONFIG_NAME), json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike, revision: str | None = None) -> EditorConfig | None:
-        """Reads the editor of a checkpoint folder or hub model; `None` if it was not trained to be editable.
+    def from_pretrained(cls, model: str | os.PathLike, revision: str | None = None) -> EditorConfig:
+        """Reads the editor of a checkpoint folder or hub model that was trained to be editable.
 
         Raises:
-            ValueError: If the file is there but is not valid JSON, or holds something else than such a configuration.
+            FileNotFoundError: If it was not: there is no `editor_config.json`.
+            ValueError: If the file is not valid JSON, or holds something else than such a configuration.
         """
+        config = cls.find(model, revision)
+        if config is None:
+            raise FileNotFoundError(
+                f"{model} has no {EDITOR_CONFIG_NAME}: it was not trained to be editable. `EditorConfig()` is the "
+                "paper's editor, which edits any model."
+            )
+        return config
+
+    @classmethod
+    def find(cls, model: str | os.PathLike, revision: str | None = None) -> EditorConfig | None:
+        """As [`from_pretrained`], but `None` for a model that was not trained to be editable."""
         path = Path(model, EDITOR_CONFIG_NAME)
         if not Path(model).is_dir():
             from transformers.utils import cached_file  # a hub id; the import takes long and folders do not need it

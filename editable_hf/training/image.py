@@ -33,6 +33,9 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
     With `base_loss="distillation"` the base loss is the KL to the network that training started from, on the same
     crops (section 4.3); the paper's distillation baseline is that without `edit_dataset`.
 
+    The model gets a submodule `editor`, which holds the values that the editor learns and stays after training:
+    `model.editor.build()` is what to edit with. Weight files leave it out, `editor_config.json` beside them has it.
+
     Args:
         model: Any Hugging Face image classifier.
         args: [`EditableImageTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.

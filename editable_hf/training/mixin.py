@@ -109,7 +109,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
 
     def create_optimizer(self, model=None):
         optimizer, editor = super().create_optimizer(model), self.model.editor
-        return separate_group(optimizer, editor.parameters(), self.args.editor_learning_rate)
+        return separate_group(optimizer, editor.parameters(), self.args.hyperparameter_learning_rate)
 
     def write_model(self, folder: str, state_dict: dict[str, Any] | None) -> None:
         super().write_model(folder, state_dict)

@@ -39,8 +39,8 @@ def character_tokenizer():
 def test_round_trip_of_any_text_of_the_same_characters(character_tokenizer, text):
     ids = character_tokenizer(text)["input_ids"]
     assert character_tokenizer.decode(ids, skip_special_tokens=True) == text
-    target_ids = character_tokenizer(text_target=text)["input_ids"]
-    assert target_ids == ids
+    labels = character_tokenizer(text_target=text)["input_ids"]
+    assert labels == ids
 
 
 def test_unnormalized(character_tokenizer):

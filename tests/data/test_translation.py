@@ -88,7 +88,7 @@ def test_limits_take_a_reproducible_sample_in_order(tmp_path):
     folder = str(
         write_folder(tmp_path / "f", de=[f"satz {n} ." for n in range(50)], en=[f"no {n} ." for n in range(50)])
     )
-    data = load_translation_data(folder, max_train=10, max_validation=60, max_test=20, seed=3)
+    data = load_translation_data(folder, max_train_samples=10, max_validation_samples=60, max_test_samples=20, seed=3)
     expected = sorted(random.Random(3).sample(range(50), 10))
     assert list(data.splits["train"]["source"]) == [f"satz {n} ." for n in expected]
     assert list(data.splits["train"]["target"]) == [f"no {n} ." for n in expected]
@@ -210,7 +210,7 @@ def test_missing_path_is_an_error(tmp_path, monkeypatch, source):
 
 def test_limit_below_one_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one pair, but the limit for 'train' is 0"):
-        load_translation_data(str(write_folder(tmp_path)), max_train=0)
+        load_translation_data(str(write_folder(tmp_path)), max_train_samples=0)
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_tokenizing_iwslt14_gives_fairseqs_tokens(language):
 
 @pytest.mark.skipif(not (SHARED / "multi30k_de_en").is_dir(), reason="needs Multi30k")
 def test_multi30k_raw_folder_loads():
-    data = load_translation_data(str(SHARED / "multi30k_de_en"), max_train=200)
+    data = load_translation_data(str(SHARED / "multi30k_de_en"), max_train_samples=200)
     assert {part: len(split) for part, split in data.splits.items()} == {
         "train": 200,
         "validation": 1014,

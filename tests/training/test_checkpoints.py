@@ -49,7 +49,7 @@ def test_resumed_run_is_the_uninterrupted_one(
         "save_steps": 1,
         "learn_edit_learning_rate": True,
         "edit_learning_rate": 1e-3,
-        "editor_learning_rate": 0.05,
+        "hyperparameter_learning_rate": 0.05,
         "max_tokens_per_batch": max_tokens,
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": 4,
@@ -78,7 +78,11 @@ def test_resumed_run_is_the_uninterrupted_one(
 def test_checkpoint_weights_are_the_ordinary_models(make_trainer, dropout_marian, tmp_path, transformers_log):
     expected = set(copy.deepcopy(dropout_marian).state_dict())
     trainer = make_trainer(
-        dropout_marian, save_strategy="steps", save_steps=2, learn_edit_learning_rate=True, editor_learning_rate=0.1
+        dropout_marian,
+        save_strategy="steps",
+        save_steps=2,
+        learn_edit_learning_rate=True,
+        hyperparameter_learning_rate=0.1,
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
@@ -118,7 +122,7 @@ def test_saved_folder_is_complete(make_trainer, dropout_marian, tmp_path, tokeni
 def test_built_editor_has_the_trained_values(make_trainer, dropout_marian, tmp_path, learned):
     trainer = make_trainer(
         dropout_marian,
-        editor_learning_rate=0.2,
+        hyperparameter_learning_rate=0.2,
         edit_learning_rate=3e-3,
         learn_edit_learning_rate=learned,
     )
@@ -149,7 +153,7 @@ def test_best_model_brings_its_editor(make_trainer, dropout_marian, tmp_path, en
         eval_steps=1,
         load_best_model_at_end=True,
         greater_is_better=True,  # training lowers the loss, so the last checkpoint is not the one chosen
-        editor_learning_rate=0.1,
+        hyperparameter_learning_rate=0.1,
         learn_edit_learning_rate=True,
         parts={"eval_dataset": encoded_pairs.select(range(12, 24))},
     )
@@ -190,7 +194,9 @@ def test_round_trip(tmp_path):
 
 
 def test_absent(tmp_path):
-    assert EditorConfig.from_pretrained(tmp_path) is None
+    assert EditorConfig.find(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="was not trained to be editable"):
+        EditorConfig.from_pretrained(tmp_path)
 
 
 def test_unknown_keys_are_named_and_ignored(tmp_path, caplog):

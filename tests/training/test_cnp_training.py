@@ -101,7 +101,7 @@ def test_encoder_learns_to_edit(make_trainer):
     model, rows = cnp(), image_rows(8, seed=4)
     before = success_rate(model, rows)
     requests = ImageEditRequests(image_rows(12), num_classes=NUM_CLASSES, seed=0)
-    options = {"max_steps": 100, "edits_per_step": 4, "editor_learning_rate": 3e-2, "learning_rate": 1e-3}
+    options = {"max_steps": 100, "edits_per_step": 4, "hyperparameter_learning_rate": 3e-2, "learning_rate": 1e-3}
     trainer = make_trainer(model, requests, edit_coef=1.0, locality_coef=0.01, **options)
     trainer.train()
     logs = [entry["edit_loss"] for entry in trainer.state.log_history if "edit_loss" in entry]
