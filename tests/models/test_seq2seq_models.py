@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from seq2seq_models import FLOAT32, build_seq2seq_models
+from seq2seq_models import FLOAT32, NumberTokenizer, build_seq2seq_models
 
 from editable_hf import (
     EditableSeq2SeqTrainer,
@@ -19,6 +19,7 @@ from editable_hf import (
     select_parameters,
 )
 from editable_hf.patches import Patch, apply_patches, revert_patches
+from editable_hf.review.translations import review_translations
 
 # Routers of experts convert themselves at each call, which looks at the gradient of a tensor that is edited.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -104,6 +105,39 @@ def test_patch(name, tmp_path):
     revert_patches(model)
     after = model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+SENTENCES = ["5 6 7 8", "9 5", "12 13 14 15 16"]
+
+
+@every_model
+def test_review_is_that_of_generating_twice(name):
+    model, _ = build(name)
+    tokenizer = NumberTokenizer(model.config)
+    result = edit(model, request_constraint(REQUEST, model), rmsprop(0.1), LAYERS, 3)
+
+    def translations():
+        limit = int(1.5 * 6) + 10  # of the longest sentence, with its end
+        options = {"num_beams": 2, "early_stopping": True, "do_sample": False, "max_new_tokens": limit}
+        inputs = tokenizer.pad(tokenizer(SENTENCES), return_tensors="pt")
+        return tokenizer.batch_decode(model.generate(**inputs, **options), skip_special_tokens=True)
+
+    before = translations()
+    with edited(model, result):
+        after = translations()
+    changed = [index for index, text in enumerate(before) if text != after[index]]
+    review = review_translations(model, tokenizer, result.params, SENTENCES, SENTENCES, num_beams=2)
+    assert changed and sorted(change.index for change in review.changes) == changed
+    assert {c.index: (c.before, c.after) for c in review.changes} == {i: (before[i], after[i]) for i in changed}
+
+
+@every_model
+def test_capacity_of_experts_is_left_alone(name):
+    model, _ = build(name)
+    routers = [module for module in model.modules() if hasattr(module, "expert_capacity")]
+    assert bool(routers) == (name in ("NllbMoe", "SwitchTransformers"))
+    edit(model, request_constraint(REQUEST, model), rmsprop(1e-2), LAYERS, 1)
+    assert all(router.expert_capacity == 64 for router in routers)
 
 
 def test_page_lists_what_is_tested():
