@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from editable_hf.core.functional import eval_mode
-from editable_hf.models.beam_search import batches_by_length, translation_limit
+from editable_hf.models.beam_search import batches_by_length, check_source_lengths, translation_limit
 
 # What this class relies on, whatever a model's generation configuration says.
 _FIXED = {
@@ -58,6 +58,7 @@ class Translator:
         self.model, self.tokenizer, self.num_beams = model, tokenizer, num_beams
         self.keep_encoded = keep_encoded
         ids = tokenizer(list(sources), truncation=True)["input_ids"] if sources else []
+        check_source_lengths(model, [len(row) for row in ids])
         self._indices = batches_by_length([len(row) for row in ids], batch_size)
         self._batches = [
             tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt").to(model.device)
