@@ -21,8 +21,8 @@ def check_encoder_decoder(model: PreTrainedModel) -> None:
         )
     if model.config.model_type == "prophetnet" and model.config.pad_token_id != 0:
         raise ValueError(
-            f"Expected a ProphetNet with `pad_token_id` 0, got {model.config.pad_token_id}: the model counts "
-            "positions from its padding token, and its decoder fails for any other. Use a vocabulary that starts with padding."
+            f"Expected a ProphetNet with `pad_token_id` 0, got {model.config.pad_token_id}: it counts positions from "
+            "its padding token, and its decoder fails for any other. Use a vocabulary that starts with that token."
         )
 
 

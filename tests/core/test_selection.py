@@ -4,7 +4,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from editable_hf.core import select_parameters
-from editable_hf.core.selection import last_decoder_layer, part_modules
+from editable_hf.core.parts import last_decoder_layer, part_modules
 
 
 def under(model, *prefixes):
