@@ -29,12 +29,13 @@ CONFIGS = {
         **{"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": SIZE, "hidden_dim": 320},
         **{"in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2], "kernel_sizes": [3, 3]},
         **{"num_block_repeats": [1, 1], "expand_ratios": [1, 2], "depthwise_padding": [], "depth_divisor": 4},
-        **{"dropout_rate": 0.0, "drop_connect_rate": 0.0},
+        **{"dropout_rate": 0.0, "drop_connect_rate": 0.0, "initializer_range": 0.3},
     },
     "MobileNetV2": {"depth_multiplier": 0.1, "depth_divisible_by": 2, "min_depth": 2, "classifier_dropout_prob": 0.0},
     "MobileViT": {
         **{"image_size": SIZE, "hidden_sizes": [8, 8, 8], "neck_hidden_sizes": [4, 4, 4, 4, 4, 4, 8], "patch_size": 1},
         **{"num_attention_heads": 2, "mlp_ratio": 1.0, "expand_ratio": 1.0, "classifier_dropout_prob": 0.0},
+        "initializer_range": 0.3,
     },
     "PoolFormer": {
         **{"hidden_sizes": [4, 8], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3]},

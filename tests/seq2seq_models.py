@@ -60,6 +60,7 @@ CONFIGS = {
     "M2M100": BART,
     "MBart": BART,
     "MT5": T5,
+    "Mvp": BART,
     "NllbMoe": {**BART, "num_experts": 2, "expert_capacity": 64, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "PLBart": BART,
     "Pegasus": BART,

@@ -109,7 +109,8 @@ def head(model: nn.Module) -> list[str]:
         ValueError: If the model has none.
     """
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if output is not None:
+    # FSMT gives its input embeddings, which are not what makes its logits.
+    if output is not None and not isinstance(output, nn.Embedding):
         return [next(name for name, module in model.named_modules() if module is output)]
     if _kind_of(model) is not None:
         return part_modules(model, "head")

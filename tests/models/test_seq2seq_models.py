@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from seq2seq_models import FLOAT32, NumberTokenizer, build_seq2seq_models
+from transformers import AutoModelForSeq2SeqLM
 
 from editable_hf import (
     EditableSeq2SeqTrainer,
@@ -59,6 +60,18 @@ def test_edit(name):
 
 
 @every_model
+def test_last_block_and_head(name):
+    model, _ = build(name)
+    assert select_parameters(model, "last_block").keys() == select_parameters(model, LAYERS).keys()
+    head = select_parameters(model, "head")
+    assert [value.shape[0] for value in head.values()] == [40] * len(head) and 0 < len(head) <= 2
+    with torch.no_grad():
+        for value in head.values():
+            value.zero_()
+        assert not model(input_ids=BATCH["input_ids"], decoder_input_ids=BATCH["input_ids"]).logits.any()
+
+
+@every_model
 def test_feed_forward_part_of_the_last_layer(name):
     model, _ = build(name)
     layer, part = (select_parameters(model, layers) for layers in (LAYERS, "last_decoder_mlp"))
@@ -69,7 +82,7 @@ def test_feed_forward_part_of_the_last_layer(name):
 
 
 def trained(name, replay, folder):
-    """Gradients after one step of Editable Training."""
+    """The trainer after one step of Editable Training."""
     model, tolerance = build(name)
     args = EditableSeq2SeqTrainingArguments(
         str(folder), edit_learning_rate=1e-3, edit_max_steps=2, replay=replay, reuse_base_forward=replay, report_to=[],
@@ -80,16 +93,38 @@ def trained(name, replay, folder):
     )
     trainer.current_gradient_accumulation_steps = 1
     trainer.training_step(model, dict(BATCH))
-    return {key: value.grad for key, value in model.named_parameters() if value.grad is not None}, tolerance
+    return trainer, tolerance
 
 
 @every_model
 def test_training_step_with_replay_is_that_without(name, tmp_path):
     (first, tolerance), (second, _) = (trained(name, replay, tmp_path) for replay in (True, False))
+    first, second = (
+        {key: value.grad for key, value in trainer.model.named_parameters() if value.grad is not None}
+        for trainer in (first, second)
+    )
     assert first.keys() == second.keys() and any(grad.abs().sum() > 0 for grad in first.values())
     for key, grad in first.items():
         assert grad.isfinite().all(), key
         torch.testing.assert_close(grad, second[key], rtol=tolerance, atol=tolerance, msg=key)
+
+
+@every_model
+def test_saved_and_loaded(name, tmp_path):
+    trainer, tolerance = trained(name, True, tmp_path / "run")
+    trainer.save_model(str(tmp_path / "model"))
+    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert EditorConfig.from_pretrained(tmp_path / "model").layers == [LAYERS]
+    model, loaded = trainer.model.eval(), loaded.to(trainer.model.dtype)
+    own, ours = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert (
+        own.keys() - ours.keys() == {key for key in own if key.startswith("editor.")} and not ours.keys() - own.keys()
+    )
+    assert all(torch.equal(value, own[key]) for key, value in ours.items())
+    inputs = {"input_ids": BATCH["input_ids"], "decoder_input_ids": BATCH["input_ids"]}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=tolerance, atol=tolerance)
 
 
 @every_model
