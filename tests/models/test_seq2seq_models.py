@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from seq2seq_models import FLOAT32, NumberTokenizer, build_seq2seq_models
@@ -173,9 +171,3 @@ def test_capacity_of_experts_is_left_alone(name):
     assert bool(routers) == (name in ("NllbMoe", "SwitchTransformers"))
     edit(model, request_constraint(REQUEST, model), rmsprop(1e-2), LAYERS, 1)
     assert all(router.expert_capacity == 64 for router in routers)
-
-
-def test_page_lists_what_is_tested():
-    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:]
-    assert sorted(rows) == sorted(MODELS)
