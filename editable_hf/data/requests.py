@@ -143,8 +143,7 @@ def make_edit_requests(
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
-        ValueError: If there is no source, a source or a given target is empty, a source is too long, or their numbers
-            differ.
+        ValueError: If there is no source, one is too long, one or a given target is empty, or their numbers differ.
         NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
     _check_pairs(sources, targets)
@@ -163,8 +162,7 @@ def make_edit_requests(
             if targets is None:
                 wanted = _sample(model, tokenizer, inputs, temperature)
             else:
-                wanted = tokenizer(text_target=[targets[index] for index in batch])["input_ids"]
-                wanted = [_up_to_end(ids, tokenizer) for ids in wanted]
+                wanted = _target_ids(tokenizer, [targets[index] for index in batch])
             for index, target, found in zip(batch, wanted, beams, strict=True):
                 rows.append(_request(first_id + index, sources[index], ids[index], target, found, tokenizer))
     return _usable(rows, tokenizer.eos_token_id if targets is None else None)
@@ -238,6 +236,10 @@ def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int
     if tokenizer.eos_token_id in tokens:
         return _up_to_end(tokens, tokenizer)
     return [token for token in tokens if token != tokenizer.pad_token_id]
+
+
+def _target_ids(tokenizer: PreTrainedTokenizerBase, targets: list[str]) -> list[list[int]]:
+    return [_up_to_end(ids, tokenizer) for ids in tokenizer(text_target=targets)["input_ids"]]
 
 
 def _up_to_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
