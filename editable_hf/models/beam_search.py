@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+_AFTER_PADDING = {"camembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}
+
 
 def check_encoder_decoder(model: PreTrainedModel) -> None:
     """Refuses a model that cannot be given a source and a target.
@@ -58,7 +60,9 @@ def check_source_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None
 def _num_positions(config: PreTrainedConfig, side: str) -> int | None:
     """Of the encoder or the decoder: LED's have a name each, those of `EncoderDecoderModel` a configuration each."""
     own = getattr(config, side, config)
-    return getattr(own, f"max_{side}_position_embeddings", getattr(own, "max_position_embeddings", None))
+    longest = getattr(own, f"max_{side}_position_embeddings", getattr(own, "max_position_embeddings", None))
+    # Their positions start after that of the padding token.
+    return longest - own.pad_token_id - 1 if own.model_type in _AFTER_PADDING else longest
 
 
 def translation_limit(model: PreTrainedModel, source_length: int, ratio: float = 1.5) -> int:

@@ -12,6 +12,7 @@ from transformers import (
     MBartTokenizer,
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
+    RobertaConfig,
 )
 
 from editable_hf import (
@@ -34,12 +35,13 @@ COMPUTED = {"FSMT", "M2M100", "NllbMoe", "PegasusX", "T5Gemma"}
 
 
 def build_short(name):
-    """With few positions; the two whose own limits the configuration of the table leaves at their defaults."""
-    if name != "BERT2BERT":
+    """With few positions, and not as many on both sides where each has a configuration of its own."""
+    if name in MODELS and name != "BERT2BERT":
         return MODELS[name]().eval()
+    config_class = BertConfig if name == "BERT2BERT" else RobertaConfig
     shape = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    encoder = BertConfig(**shape, intermediate_size=8, max_position_embeddings=24)
-    decoder = BertConfig(
+    encoder = config_class(**shape, intermediate_size=8, max_position_embeddings=24)
+    decoder = config_class(
         **shape, intermediate_size=8, max_position_embeddings=32, is_decoder=True, add_cross_attention=True
     )
     config = EncoderDecoderConfig.from_encoder_decoder_configs(
@@ -58,7 +60,7 @@ def runs(model, source, target):
     return True
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - COMPUTED))
+@pytest.mark.parametrize("name", [*sorted(set(MODELS) - COMPUTED), "RoBERTa2RoBERTa"])
 def test_limits_are_where_the_model_fails(name):
     model = build_short(name)
     source, target = longest_source(model), longest_decodable(model)
@@ -90,7 +92,7 @@ def test_too_long_is_said(name):
         request_constraint({"source_ids": [5, 2], "target_ids": target, "alternatives": [[7, 2]]}, model)
 
 
-@pytest.mark.parametrize("name", ["BERT2BERT", "LED", "ProphetNet"])
+@pytest.mark.parametrize("name", ["BERT2BERT", "LED", "ProphetNet", "RoBERTa2RoBERTa"])
 def test_longest_source_and_target_that_are_allowed(name):
     model = build_short(name)
     tokenizer = NumberTokenizer(model.config)
