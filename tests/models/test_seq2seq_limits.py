@@ -80,7 +80,7 @@ def test_too_long_is_said(name):
     tokenizer = NumberTokenizer(model.config)
     source = " ".join(["5"] * longest_source(model))  # and its end
     message = rf"Source 0 has {longest_source(model) + 1} tokens, but .* reads at most {longest_source(model)}"
-    row = {"source_ids": [5] * (longest_source(model) + 1), "target_ids": [6, 2], "alternatives": [[7, 2]]}
+    row = {"input_ids": [5] * (longest_source(model) + 1), "labels": [6, 2], "alternatives": [[7, 2]]}
     with pytest.raises(ValueError, match=message):
         request_constraint(row, model)
     with pytest.raises(ValueError, match=message):
@@ -89,7 +89,7 @@ def test_too_long_is_said(name):
         Translator(model, tokenizer, [source])
     target = [6] * (longest_decodable(model) + 1)
     with pytest.raises(ValueError, match=f"target has {len(target)} tokens, but the model decodes at most"):
-        request_constraint({"source_ids": [5, 2], "target_ids": target, "alternatives": [[7, 2]]}, model)
+        request_constraint({"input_ids": [5, 2], "labels": target, "alternatives": [[7, 2]]}, model)
 
 
 @pytest.mark.parametrize("name", ["BERT2BERT", "LED", "ProphetNet", "RoBERTa2RoBERTa"])
@@ -100,14 +100,14 @@ def test_longest_source_and_target_that_are_allowed(name):
     assert len(Translator(model, tokenizer, sources, num_beams=2, max_length_ratio=9)()) == 1
     (row,) = make_edit_requests(model, tokenizer, sources, targets=["6 7"], num_alternatives=3, progress=None)
     longest = [6] * longest_decodable(model)
-    constraint = request_constraint({**row, "target_ids": longest}, model)
+    constraint = request_constraint({**row, "labels": longest}, model)
     assert edit(model, constraint, rmsprop(1e-2), "last_decoder_layer", 1).num_steps == 1
 
 
 def test_padding_of_prophetnet():
     config = ProphetNetConfig(**{**CONFIGS["ProphetNet"], "pad_token_id": 1, "bos_token_id": 0})
     model = ProphetNetForConditionalGeneration(config)
-    row = {"source_ids": [5, 2], "target_ids": [6, 2], "alternatives": [[7, 2]]}
+    row = {"input_ids": [5, 2], "labels": [6, 2], "alternatives": [[7, 2]]}
     with pytest.raises(ValueError, match="ProphetNet with `pad_token_id` 0, got 1"):
         request_constraint(row, model)
     with pytest.raises(ValueError, match="ProphetNet with `pad_token_id` 0, got 1"):
@@ -141,8 +141,8 @@ def test_targets_of_mbart_end_where_decoding_ends(mbart_tokenizer):
     german, romanian = (mbart_tokenizer.convert_tokens_to_ids(code) for code in ("de_DE", "ro_RO"))
     options = {"targets": ["the dog"], "num_alternatives": 3, "progress": None}
     (row,) = make_edit_requests(model, mbart_tokenizer, ["das haus"], **options)
-    assert row["source_ids"][-2:] == [2, german]
-    assert row["target_ids"][-1] == 2 and romanian not in row["target_ids"] and row["target"] == "the dog"
+    assert row["input_ids"][-2:] == [2, german]
+    assert row["labels"][-1] == 2 and romanian not in row["labels"] and row["target"] == "the dog"
     constraint = request_constraint(row, model)
     assert (constraint.decoder_input_ids[:, 0] == romanian).all()
     outcome = verified_edit(model, mbart_tokenizer, [row], rmsprop(3e-2), "*", max_steps=60)
