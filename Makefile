@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 WANTED := -e ".[dev]" $(addprefix -c ,$(CONSTRAINTS))
 LOCK := uv pip compile setup.py --extra dev --universal --upgrade --refresh --no-header --no-annotate --quiet
 
-.PHONY: install demo test results style quality docs lock clean
+.PHONY: install demo test results models style quality docs lock clean
 
 # Installed again only when what is to be installed changed. torch's builds for CPUs and older CUDAs are on its own index;
 # where that is out of reach, pip takes what it finds.
@@ -34,6 +34,10 @@ test: install
 
 results: install
 	$(BIN)/python scripts/results_page.py
+
+# The tables of docs/models.md, from the tests that they stand for.
+models: install
+	CUDA_VISIBLE_DEVICES= $(BIN)/python tests/models_page.py
 
 style: install
 	$(BIN)/ruff check --fix .

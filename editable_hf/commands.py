@@ -21,6 +21,7 @@ from transformers import (
 import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, edit
+from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, num_chains
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
@@ -48,7 +49,8 @@ class Loaded(NamedTuple):
 def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, str | None] | None = None) -> Loaded:
     """An encoder-decoder model or an image classifier, from a folder or the hub, with patches applied.
 
-    A model that was not trained to be editable gets RMSProp on its last decoder layer, or on its third chain.
+    A model that was not trained to be editable gets RMSProp on its last decoder layer; a ResNet or DenseNet on its
+    third chain, and other image classifiers on their last block.
 
     `languages` are those that the model is to translate from and to, see [`set_languages`]; `None` if it is not to
     translate.
@@ -77,11 +79,15 @@ def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, st
             f"{name} is a {config.model_type} model; only encoder-decoder models and image classifiers are edited."
         )
     editor = EditorConfig.find(name)
-    layers = ["last_decoder_layer"] if config.is_encoder_decoder else ["chain3"]
+    layers = [LAST_DECODER_LAYER if config.is_encoder_decoder else _block_to_edit(model)]
     model = apply_patches(model.to(device).eval(), list(patches))
     return Loaded(
         model, processor, config.is_encoder_decoder, editor or EditorConfig(layers=layers), editor is not None
     )
+
+
+def _block_to_edit(model: PreTrainedModel) -> str:
+    return "chain3" if num_chains(model) >= 3 else LAST_BLOCK
 
 
 class EditOutcome(NamedTuple):

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import transformers
-from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    BatchEncoding,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 SPECIAL = {"vocab_size": 40, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0, "decoder_start_token_id": 2}
 BART = {
@@ -51,6 +60,7 @@ CONFIGS = {
     "M2M100": BART,
     "MBart": BART,
     "MT5": T5,
+    "Mvp": BART,
     "NllbMoe": {**BART, "num_experts": 2, "expert_capacity": 64, "encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "PLBart": BART,
     "Pegasus": BART,
@@ -100,3 +110,26 @@ def build_seq2seq_models() -> dict[str, Callable[[], PreTrainedModel]]:
     """What builds the model, by name of the architecture."""
     ours = {"BERT2BERT": _bert_to_bert, "FSMT": _fsmt, "Marian": _marian, "T5Gemma": _t5gemma}
     return {**{name: lambda name=name: _conditional_generation(name) for name in CONFIGS}, **ours}
+
+
+class NumberTokenizer:
+    """Reads and writes sentences of numbers, the token ids; as the tiny models have none of their own."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self.pad_token_id, self.eos_token_id = config.pad_token_id, config.eos_token_id
+
+    def __call__(self, texts: list[str] | None = None, text_target: list[str] | None = None, truncation: bool = False):
+        rows = texts if text_target is None else text_target
+        return {"input_ids": [[*map(int, text.split()), self.eos_token_id] for text in rows]}
+
+    def pad(self, rows: dict, return_tensors: str) -> BatchEncoding:
+        rows = [torch.tensor(ids) for ids in rows["input_ids"]]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+    def decode(self, ids, skip_special_tokens: bool) -> str:
+        return " ".join(str(int(number)) for number in ids if number > 2)
+
+    def batch_decode(self, rows, skip_special_tokens: bool) -> list[str]:
+        return [self.decode(row, skip_special_tokens) for row in rows]

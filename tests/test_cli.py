@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from image_models import build_image_models
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from editable_hf import EditorConfig
 from editable_hf.cli import build_parser, main
@@ -149,7 +152,6 @@ def test_command_is_installed():
 @pytest.fixture
 def image_model(tmp_path):
     from tiny_images import tiny_huggingface_resnet
-    from transformers import ViTImageProcessorPil
 
     model = tiny_huggingface_resnet().float()
     model.config.id2label = dict(
@@ -188,3 +190,26 @@ def test_images(capsys, image_model, tmp_path):
     assert code == 0 and found["patches"][0]["success"] is None  # the image is not in the patch
     assert main(["edit", image_model, "--image", one, "--target", "cow", "-o", str(tmp_path / "x")]) == 2
     assert "The model has no class 'cow'; give a number below" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plain", ["ViT", "ResNet of two stages", "ResNet"])
+def test_classifier_that_was_not_trained_to_be_editable(capsys, plain, image_model, tmp_path):
+    """Moves what makes sense for its kind, as the patch says."""
+    folder = Path(image_model)
+    (folder / "editor_config.json").unlink()
+    if plain != "ResNet":
+        build_image_models()[plain.split()[0]]().save_pretrained(folder)
+        size = {"height": 32, "width": 32}
+        ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    image, patch = str(tmp_path / "image.png"), str(tmp_path / "patch")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image)
+    classes = range(AutoModelForImageClassification.from_pretrained(folder).config.num_labels)
+    options = ("--learning_rate", "0.01", "--max_steps", "200", "-o", patch)
+    for target in classes:  # the first that it does not say already
+        code, found = run(capsys, "edit", image_model, "--image", image, "--target", str(target), *options)
+        if found["patch"] is not None:
+            break
+    assert code == 0 and found["success"]
+    layers = json.loads((tmp_path / "patch/patch.json").read_text())["layers"]
+    assert layers == ["chain3" if plain == "ResNet" else "last_block"]

@@ -18,7 +18,7 @@ from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode
-from editable_hf.core.selection import part_modules
+from editable_hf.core.parts import part_modules
 from editable_hf.models import StemResNetConfig
 from editable_hf.models.image_classifier import ImageClassifier, check_rebuilt
 from editable_hf.seams.torch_seam import intercepted

@@ -15,7 +15,9 @@ def set_languages(
 
     The tokenizer marks sources and targets, and `model.generation_config.forced_bos_token_id` has every translation
     start with the token of its language. Targets and alternatives of a request share that token, so it does not count
-    in `l_e`. Does nothing for a model of one pair of languages, if none are given.
+    in `l_e`. mBART and PLBART read that token before all others instead, as `decoder_start_token_id`.
+
+    Does nothing for a model of one pair of languages, if none are given.
 
     Args:
         model: An encoder-decoder model.
@@ -31,7 +33,7 @@ def set_languages(
     multilingual = hasattr(tokenizer, "set_tgt_lang_special_tokens")
     name = type(tokenizer).__name__
     if source_lang is None and target_lang is None:
-        if multilingual and model.generation_config.forced_bos_token_id is None:
+        if multilingual and not _is_set(model, tokenizer):
             raise ValueError(
                 f"{name} is multilingual, and nothing says into which language to translate; give `source_lang` and "
                 f"`target_lang`, two of: {_some_languages(tokenizer)}."
@@ -45,7 +47,20 @@ def set_languages(
         )
     _, target = (_language_id(tokenizer, language) for language in (source_lang, target_lang))
     tokenizer.src_lang, tokenizer.tgt_lang = source_lang, target_lang
-    model.generation_config.forced_bos_token_id = target
+    first, *_, last = tokenizer(text_target="")["input_ids"]
+    if last == target != first:
+        model.generation_config.decoder_start_token_id = target
+    else:
+        model.generation_config.forced_bos_token_id = target
+
+
+def _is_set(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model comes with a language to translate to."""
+    generation = model.generation_config
+    if generation.forced_bos_token_id is not None:
+        return True
+    start = generation.decoder_start_token_id
+    return start is not None and tokenizer.convert_ids_to_tokens(start) in _known_languages(tokenizer)
 
 
 def _language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
@@ -61,7 +76,9 @@ def _language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
 
 
 def _some_languages(tokenizer: PreTrainedTokenizerBase) -> str:
-    codes = getattr(tokenizer, "lang_code_to_token", None)
-    known = codes or [token for token in tokenizer.all_special_tokens if not token.startswith("<")]
-    every = sorted(known)
+    every = sorted(getattr(tokenizer, "lang_code_to_token", None) or _known_languages(tokenizer))
     return ", ".join(every if len(every) <= 8 else [*every[:: len(every) // 8][:8], "..."])
+
+
+def _known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [token for token in tokenizer.all_special_tokens if not token.startswith("<")]

@@ -20,6 +20,7 @@ from editable_hf.data.text_lines import decode_lines
 from editable_hf.models.beam_search import (
     batches_by_length,
     check_encoder_decoder,
+    check_source_lengths,
     longest_decodable,
     translation_limit,
 )
@@ -83,14 +84,17 @@ def request_constraint(
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
-        ValueError: If the source or the target is empty, the target is too long or no alternative differs from it.
+        ValueError: If the source or the target is empty or too long, or no alternative differs from it.
     """
     check_encoder_decoder(model)
     config = model.config
     input_ids = torch.tensor([request["input_ids"]])
     if input_ids.numel() == 0:
         raise ValueError(f"Edit request {request.get('id', '')} has an empty source; give the sentence to translate.")
-    start = config.decoder_start_token_id
+    check_source_lengths(model, [input_ids.shape[1]])
+    start = model.generation_config.decoder_start_token_id  # which decoding obeys
+    if start is None:
+        start = config.decoder_start_token_id
     return SequenceConstraint.from_ids(
         {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
         request["labels"],
@@ -139,12 +143,13 @@ def make_edit_requests(
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
-        ValueError: If there is no source, a source or a given target is empty, or their numbers differ.
+        ValueError: If there is no source, one is too long, one or a given target is empty, or their numbers differ.
         NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
     _check_pairs(sources, targets)
     check_encoder_decoder(model)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
+    check_source_lengths(model, [len(row) for row in ids])
     rows: list[dict[str, Any]] = []
     batches = batches_by_length([len(row) for row in ids], batch_size)
     with eval_mode(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -157,7 +162,7 @@ def make_edit_requests(
             if targets is None:
                 wanted = _sample(model, tokenizer, inputs, temperature)
             else:
-                wanted = tokenizer(text_target=[targets[index] for index in batch])["input_ids"]
+                wanted = _target_ids(tokenizer, [targets[index] for index in batch])
             for index, target, found in zip(batch, wanted, beams, strict=True):
                 rows.append(_request(first_id + index, sources[index], ids[index], target, found, tokenizer))
     return _usable(rows, tokenizer.eos_token_id if targets is None else None)
@@ -229,8 +234,18 @@ def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int
     """Generated ids without the decoder's start token and without padding; keeps the end-of-sequence token."""
     tokens = ids.tolist()[1:]
     if tokenizer.eos_token_id in tokens:
-        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+        return _up_to_end(tokens, tokenizer)
     return [token for token in tokens if token != tokenizer.pad_token_id]
+
+
+def _target_ids(tokenizer: PreTrainedTokenizerBase, targets: list[str]) -> list[list[int]]:
+    return [_up_to_end(ids, tokenizer) for ids in tokenizer(text_target=targets)["input_ids"]]
+
+
+def _up_to_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Without what follows the end of the sequence: mBART and PLBart put a language there, which no decoding gives."""
+    end = tokenizer.eos_token_id
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
 def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from editable_hf.core.functional import eval_mode
-from editable_hf.models.beam_search import batches_by_length, translation_limit
+from editable_hf.models.beam_search import batches_by_length, check_source_lengths, translation_limit
 
 # What this class relies on, whatever a model's generation configuration says.
 _FIXED = {
@@ -58,6 +58,7 @@ class Translator:
         self.model, self.tokenizer, self.num_beams = model, tokenizer, num_beams
         self.keep_encoded = keep_encoded
         ids = tokenizer(list(sources), truncation=True)["input_ids"] if sources else []
+        check_source_lengths(model, [len(row) for row in ids])
         self._indices = batches_by_length([len(row) for row in ids], batch_size)
         self._batches = [
             tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt").to(model.device)
@@ -66,7 +67,7 @@ class Translator:
         self._max_new_tokens = [
             translation_limit(model, batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches
         ]
-        self._encoded: list[torch.Tensor | None] = [None] * len(self._batches)
+        self._encoded: list[ModelOutput | None] = [None] * len(self._batches)
 
     @torch.no_grad()
     def __call__(self, progress: str | None = None) -> list[str]:
@@ -89,7 +90,7 @@ class Translator:
         return self.model.generate(
             # Already encoded, but options such as `encoder_no_repeat_ngram_size` look at them.
             batch["input_ids"],
-            encoder_outputs=BaseModelOutput(last_hidden_state=self._encode(number)),
+            encoder_outputs=self._encode(number),
             attention_mask=batch["attention_mask"],
             num_beams=self.num_beams,
             early_stopping=self.num_beams > 1,
@@ -97,11 +98,12 @@ class Translator:
             **_FIXED,
         )
 
-    def _encode(self, number: int) -> torch.Tensor:
-        """The encoder's output for a batch, `(sentences, length, width)`."""
-        hidden = self._encoded[number]
-        if hidden is None:
-            hidden = self.model.get_encoder()(**self._batches[number])[0]
+    def _encode(self, number: int) -> ModelOutput:
+        """The encoder's output for a batch, in its own class: decoders with experts ask for more of its fields."""
+        encoded = self._encoded[number]
+        if encoded is None:
+            encoded = self.model.get_encoder()(**self._batches[number], return_dict=True)
             if self.keep_encoded:
-                self._encoded[number] = hidden
-        return hidden
+                self._encoded[number] = encoded
+        # `generate` writes into what it is given.
+        return type(encoded)(last_hidden_state=encoded[0])

@@ -42,3 +42,10 @@ def check_supported(
             f"The model uses {attention!r} attention, which has no double backward; an edit cannot be differentiated. "
             'Call `model.set_attn_implementation("sdpa")`, or load it with attn_implementation="sdpa".'
         )
+    # Read from the configuration alone, as the models do.
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError(
+            "The model's `output_router_logits` is set, which adds the losses of its routers to the loss that the "
+            "model computes; the trainer computes its own and would leave them out. Set "
+            "`model.config.output_router_logits = False` to train without them."
+        )

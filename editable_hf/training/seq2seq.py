@@ -16,6 +16,7 @@ from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.requests import request_constraint
+from editable_hf.models.beam_search import check_encoder_decoder
 from editable_hf.seams.accelerate_seam import moved_to_device
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
@@ -45,8 +46,9 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
     All other arguments are those of `Seq2SeqTrainer`, in its order.
 
     Raises:
-        ValueError: At construction for FSDP, DeepSpeed, DataParallel, flash-attention, unknown layers, or a request
-            dataset that is empty or lacks a column.
+        TypeError: At construction for a model without an encoder.
+        ValueError: At construction for FSDP, DeepSpeed, DataParallel, flash-attention, losses of routers, unknown
+            layers, or a request dataset that is empty or lacks a column.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        check_encoder_decoder(self.model)
         self._init_editable(None if edit_dataset is None else _as_requests(edit_dataset))
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:

@@ -1,10 +1,17 @@
 import pytest
 import torch
+from tiny_images import tiny_extra, tiny_huggingface_resnet, tiny_resnet, tiny_vit
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from editable_hf.core import select_parameters
-from editable_hf.core.selection import last_decoder_layer, part_modules
+from editable_hf.core.parts import last_decoder_layer, part_modules
+from editable_hf.models import DenseNetConfig, DenseNetForImageClassification, ExtraBlockForImageClassification
 
 
 def under(model, *prefixes):
@@ -206,3 +213,49 @@ def test_feed_forward_part_that_is_not_known_is_refused_with_the_parts():
     model.decoder.layers = nn.ModuleList([nn.ModuleDict({"attn": nn.Linear(2, 2), "mixer": nn.Linear(2, 2)})])
     with pytest.raises(ValueError, match="its parts are attn, mixer"):
         select_parameters(model, "last_decoder_mlp")
+
+
+@pytest.mark.parametrize(
+    ("build", "block", "head"),
+    [
+        (tiny_resnet, "layer3.", "linear."),
+        (tiny_huggingface_resnet, "resnet.encoder.stages.3.", "classifier."),
+        (tiny_vit, "vit.layers.1.", "classifier."),
+        (tiny_extra, "backbone.layer3.", "backbone.linear."),
+        (
+            lambda: DenseNetForImageClassification(
+                DenseNetConfig(cifar_stem=True, block_config=[2, 2], growth_rate=4)
+            ),
+            "features.denseblock2.",
+            ["features.norm5.", "classifier."],
+        ),
+        (
+            lambda: ExtraBlockForImageClassification.from_backbone(tiny_vit(), hidden_size=16),
+            "backbone.vit.layers.1.",
+            "backbone.classifier.",
+        ),
+    ],
+)
+def test_last_block_and_head(build, block, head):
+    model = build()
+    assert list(select_parameters(model, "last_block")) == under(model, block) != []
+    expected = [name for name in under(model, *([head] if isinstance(head, str) else head)) if "extra" not in name]
+    assert list(select_parameters(model, "head")) == expected != []
+
+
+def test_both_heads_of_a_model_with_a_teacher():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, image_size=8, patch_size=4, num_labels=3))
+    names = [f"{kind}_classifier.{part}" for kind in ("cls", "distillation") for part in ("weight", "bias")]
+    assert list(select_parameters(model, "head")) == names
+
+
+def test_head_that_is_tied_is_the_tensor_that_it_is_tied_to(marian):
+    assert list(select_parameters(marian, "head")) == ["model.shared.weight"]
+
+
+@pytest.mark.parametrize(("part", "reason"), [("last_block", "no list of layers"), ("head", "no linear layer after")])
+def test_names_to_choose_from_where_there_is_no_such_part(part, reason):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match=f"Sequential has {reason}.*'{part}' means nothing.* qualified names: 0, 2"):
+        select_parameters(model, part)

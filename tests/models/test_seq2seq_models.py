@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from seq2seq_models import FLOAT32, build_seq2seq_models
+from seq2seq_models import FLOAT32, NumberTokenizer, build_seq2seq_models
+from transformers import AutoModelForSeq2SeqLM
 
 from editable_hf import (
     EditableSeq2SeqTrainer,
@@ -19,6 +18,7 @@ from editable_hf import (
     select_parameters,
 )
 from editable_hf.patches import Patch, apply_patches, revert_patches
+from editable_hf.review.translations import review_translations
 
 # Routers of experts convert themselves at each call, which looks at the gradient of a tensor that is edited.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -58,6 +58,18 @@ def test_edit(name):
 
 
 @every_model
+def test_last_block_and_head(name):
+    model, _ = build(name)
+    assert select_parameters(model, "last_block").keys() == select_parameters(model, LAYERS).keys()
+    head = select_parameters(model, "head")
+    assert [value.shape[0] for value in head.values()] == [40] * len(head) and 0 < len(head) <= 2
+    with torch.no_grad():
+        for value in head.values():
+            value.zero_()
+        assert not model(input_ids=BATCH["input_ids"], decoder_input_ids=BATCH["input_ids"]).logits.any()
+
+
+@every_model
 def test_feed_forward_part_of_the_last_layer(name):
     model, _ = build(name)
     layer, part = (select_parameters(model, layers) for layers in (LAYERS, "last_decoder_mlp"))
@@ -68,7 +80,7 @@ def test_feed_forward_part_of_the_last_layer(name):
 
 
 def trained(name, replay, folder):
-    """Gradients after one step of Editable Training."""
+    """The trainer after one step of Editable Training."""
     model, tolerance = build(name)
     args = EditableSeq2SeqTrainingArguments(
         str(folder), edit_learning_rate=1e-3, edit_max_steps=2, replay=replay, reuse_base_forward=replay, report_to=[],
@@ -79,16 +91,38 @@ def trained(name, replay, folder):
     )
     trainer.current_gradient_accumulation_steps = 1
     trainer.training_step(model, dict(BATCH))
-    return {key: value.grad for key, value in model.named_parameters() if value.grad is not None}, tolerance
+    return trainer, tolerance
 
 
 @every_model
 def test_training_step_with_replay_is_that_without(name, tmp_path):
     (first, tolerance), (second, _) = (trained(name, replay, tmp_path) for replay in (True, False))
+    first, second = (
+        {key: value.grad for key, value in trainer.model.named_parameters() if value.grad is not None}
+        for trainer in (first, second)
+    )
     assert first.keys() == second.keys() and any(grad.abs().sum() > 0 for grad in first.values())
     for key, grad in first.items():
         assert grad.isfinite().all(), key
         torch.testing.assert_close(grad, second[key], rtol=tolerance, atol=tolerance, msg=key)
+
+
+@every_model
+def test_saved_and_loaded(name, tmp_path):
+    trainer, tolerance = trained(name, True, tmp_path / "run")
+    trainer.save_model(str(tmp_path / "model"))
+    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert EditorConfig.from_pretrained(tmp_path / "model").layers == [LAYERS]
+    model, loaded = trainer.model.eval(), loaded.to(trainer.model.dtype)
+    own, ours = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert (
+        own.keys() - ours.keys() == {key for key in own if key.startswith("editor.")} and not ours.keys() - own.keys()
+    )
+    assert all(torch.equal(value, own[key]) for key, value in ours.items())
+    inputs = {"input_ids": BATCH["input_ids"], "decoder_input_ids": BATCH["input_ids"]}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=tolerance, atol=tolerance)
 
 
 @every_model
@@ -106,7 +140,34 @@ def test_patch(name, tmp_path):
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_page_lists_what_is_tested():
-    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:]
-    assert sorted(rows) == sorted(MODELS)
+SENTENCES = ["5 6 7 8", "9 5", "12 13 14 15 16"]
+
+
+@every_model
+def test_review_is_that_of_generating_twice(name):
+    model, _ = build(name)
+    tokenizer = NumberTokenizer(model.config)
+    result = edit(model, request_constraint(REQUEST, model), rmsprop(0.1), LAYERS, 3)
+
+    def translations():
+        limit = int(1.5 * 6) + 10  # of the longest sentence, with its end
+        options = {"num_beams": 2, "early_stopping": True, "do_sample": False, "max_new_tokens": limit}
+        inputs = tokenizer.pad(tokenizer(SENTENCES), return_tensors="pt")
+        return tokenizer.batch_decode(model.generate(**inputs, **options), skip_special_tokens=True)
+
+    before = translations()
+    with edited(model, result):
+        after = translations()
+    changed = [index for index, text in enumerate(before) if text != after[index]]
+    review = review_translations(model, tokenizer, result.params, SENTENCES, SENTENCES, num_beams=2)
+    assert changed and sorted(change.index for change in review.changes) == changed
+    assert {c.index: (c.before, c.after) for c in review.changes} == {i: (before[i], after[i]) for i in changed}
+
+
+@every_model
+def test_capacity_of_experts_is_left_alone(name):
+    model, _ = build(name)
+    routers = [module for module in model.modules() if hasattr(module, "expert_capacity")]
+    assert bool(routers) == (name in ("NllbMoe", "SwitchTransformers"))
+    edit(model, request_constraint(REQUEST, model), rmsprop(1e-2), LAYERS, 1)
+    assert all(router.expert_capacity == 64 for router in routers)
