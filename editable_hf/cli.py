@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="folder or hub id")
     command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they are applied")
     command.add_argument("--data", help="regression set: .jsonl, .tsv or .txt, or a folder of image classes")
-    _add_languages(command)
+    _add_inputs(command)
     command = _add(commands, "list", _list, "what patches hold, and which of them a model carries")
     command.add_argument("names", nargs="+", help="patches or models, folders or hub ids")
     command = _add(commands, "push", _push, "upload a patch to the Hub")
@@ -60,9 +60,16 @@ def _add(commands, name: str, run: Callable[[argparse.Namespace], int], text: st
     return command
 
 
-def _add_languages(command: argparse.ArgumentParser) -> None:
+def _add_inputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--source_lang", help="of a multilingual model, as it names languages, e.g. deu_Latn")
     command.add_argument("--target_lang", help="the language that it translates to, e.g. eng_Latn")
+    command.add_argument(
+        "--source_prefix", help="to put before each source, e.g. 'translate German to English: '; patches remember it"
+    )
+
+
+def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
+    return {name: getattr(args, name) for name in ("source_lang", "target_lang", "source_prefix")}
 
 
 def _add_edit(commands) -> None:
@@ -77,7 +84,7 @@ def _add_edit(commands) -> None:
     command.add_argument("-o", "--output", required=True, help="new folder for the patch")
     command.add_argument("--patches", nargs="+", default=[], help="patches to apply first; the new one goes on top")
     command.add_argument("--base_model", help="hub id that the patch names as its model, if MODEL is a folder")
-    _add_languages(command)
+    _add_inputs(command)
     command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
     command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
     command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
@@ -96,7 +103,7 @@ def _add_diff(commands) -> None:
     command.add_argument(
         "--max_drawdown", type=float, help="exit with 1 above this: BLEU points, or a fraction of errors"
     )
-    _add_languages(command)
+    _add_inputs(command)
     command.add_argument("--html", help="write a page for the browser here")
     command.add_argument("--markdown", help="write Markdown for a pull request here")
     command.add_argument("--max_changes", type=int, default=20, help="changes shown in the terminal (default 20)")
@@ -114,8 +121,7 @@ def _edit(args: argparse.Namespace) -> int:
         raise ValueError(f"Give one --target, the class of all images; got {len(targets)}.")
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; give a new folder.")
-    languages = (args.source_lang, args.target_lang)
-    loaded = commands.load(args.model, args.patches, languages)
+    loaded = commands.load(args.model, args.patches, _inputs(args))
     if not loaded.trained_editable:
         _note(f"Note: {args.model} was not trained to be editable; expect larger side effects.")
     _override(loaded.editor, args)
@@ -180,8 +186,10 @@ def _diff(args: argparse.Namespace) -> int:
     from editable_hf.review.review import exceeds
     from editable_hf.review.text import format_markdown, format_terminal
 
-    loaded = commands.load(args.model, languages=(args.source_lang, args.target_lang))
-    review = commands.review(loaded, args.patches, args.data, base_model=args.model)
+    patches = [commands.Patch.from_pretrained(each) for each in args.patches]
+    loaded = commands.load(args.model, inputs=_inputs(args), remembered=patches)
+    names = ", ".join(args.patches)
+    review = commands.review(loaded, patches, args.data, base_model=args.model, patch=names)
     limit = args.max_drawdown
     above = limit is not None and exceeds(review, limit)
     for path, format_review in ((args.html, format_html), (args.markdown, format_markdown)):
@@ -217,17 +225,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.review.text import summary
 
-    languages = (args.source_lang, args.target_lang)
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
     found: dict[str, Any] = {}
     lines = []
     if args.data is not None:
-        review = commands.review(
-            commands.load(args.model, languages=languages), args.patches, args.data, base_model=args.model
-        )
+        loaded = commands.load(args.model, inputs=_inputs(args), remembered=patches)
+        review = commands.review(loaded, patches, args.data, base_model=args.model, patch=", ".join(args.patches))
         found["review"] = {key: value for key, value in review.as_dict().items() if key != "changes"}
         lines += summary(review)
-    states = commands.check_patches(commands.load(args.model, args.patches, languages), patches)
+    states = commands.check_patches(commands.load(args.model, patches, _inputs(args)), patches)
     found["patches"] = states
     words = {True: "yes", False: "NO", None: "-"}
     for name, state in zip(args.patches, states, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, num_chains
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
-from editable_hf.data.requests import make_edit_requests, read_edit_requests
+from editable_hf.data.requests import make_edit_requests, read_corrections
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import applied_patches
@@ -46,14 +46,20 @@ class Loaded(NamedTuple):
     trained_editable: bool
 
 
-def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, str | None] | None = None) -> Loaded:
+def load(
+    name: str,
+    patches: Sequence[str | Patch] = (),
+    inputs: Mapping[str, str | None] | None = None,
+    remembered: Sequence[Patch] = (),
+) -> Loaded:
     """An encoder-decoder model or an image classifier, from a folder or the hub, with patches applied.
 
     A model that was not trained to be editable gets RMSProp on its last decoder layer; a ResNet or DenseNet on its
     third chain, and other image classifiers on their last block.
 
-    `languages` are those that the model is to translate from and to, see [`set_languages`]; `None` if it is not to
-    translate.
+    `inputs` are `source_prefix`, `source_lang` and `target_lang` to address the model with (see [`set_languages`]);
+    those that are `None` or left out are as the patches, those `remembered` or the model's `editor_config.json` say.
+    `None` if the model is not to translate.
 
     Raises:
         OSError: If there is no such folder and the hub does not give it.
@@ -69,8 +75,6 @@ def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, st
     if config.is_encoder_decoder:
         model = AutoModelForSeq2SeqLM.from_pretrained(name)
         processor = AutoTokenizer.from_pretrained(name)
-        if languages is not None:
-            set_languages(model, processor, *languages)
     elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
@@ -78,12 +82,18 @@ def load(name: str, patches: Sequence[str] = (), languages: tuple[str | None, st
         raise ValueError(
             f"{name} is a {config.model_type} model; only encoder-decoder models and image classifiers are edited."
         )
-    editor = EditorConfig.find(name)
+    found = EditorConfig.find(name)
     layers = [LAST_DECODER_LAYER if config.is_encoder_decoder else _block_to_edit(model)]
-    model = apply_patches(model.to(device).eval(), list(patches))
-    return Loaded(
-        model, processor, config.is_encoder_decoder, editor or EditorConfig(layers=layers), editor is not None
-    )
+    editor = found or EditorConfig(layers=layers)
+    chosen = [each if isinstance(each, Patch) else Patch.from_pretrained(each) for each in patches]
+    if inputs is not None:
+        for each in (*chosen, *remembered):
+            editor.inputs |= each.inputs
+        editor.inputs |= {key: value for key, value in inputs.items() if value is not None}
+        if config.is_encoder_decoder:
+            set_languages(model, processor, *(editor.inputs.get(key) for key in ("source_lang", "target_lang")))
+    model = apply_patches(model.to(device).eval(), chosen)
+    return Loaded(model, processor, config.is_encoder_decoder, editor, found is not None)
 
 
 def _block_to_edit(model: PreTrainedModel) -> str:
@@ -110,16 +120,23 @@ def edit_translations(
 ) -> EditOutcome:
     """One patch for all of `requests`, a JSONL file or pairs of source and target; see [`configured_edit`]."""
     model, tokenizer, config = loaded.model, loaded.processor, loaded.editor
-    if isinstance(requests, str):
-        rows = read_edit_requests(requests, model, tokenizer, num_alternatives=num_alternatives, progress=None)
-    else:
-        sources, targets = zip(*requests, strict=True)
-        rows = make_edit_requests(
-            model, tokenizer, sources, targets=targets, num_alternatives=num_alternatives, progress=None
-        )
+    pairs = read_corrections(requests) if isinstance(requests, str) else requests
+    sources, targets = zip(*pairs, strict=True)
+    rows = make_edit_requests(
+        model,
+        tokenizer,
+        _prefixed(config, sources),
+        targets=targets,
+        num_alternatives=num_alternatives,
+        progress=None,
+    )
     outcome = configured_edit(model, tokenizer, list(rows), config, max_rounds)
     patch = patch_of(model, outcome, config, **options)
     return EditOutcome(outcome.result, patch, outcome.all_verified, outcome.outputs, outcome.num_rounds)
+
+
+def _prefixed(config: EditorConfig, sources: Sequence[str]) -> list[str]:
+    return [config.inputs.get("source_prefix", "") + source for source in sources]
 
 
 def edit_images(loaded: Loaded, paths: Sequence[str], target: str, **options: Any) -> EditOutcome:
@@ -180,22 +197,22 @@ class ImageRows(torch.utils.data.Dataset):
         return {"pixel_values": pixels(self._loaded, path)[0].cpu(), "labels": label}
 
 
-def review(loaded: Loaded, patches: Sequence[str], data: str, **options: Any) -> Review:
+def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) -> Review:
     """What `patches`, together, change over a regression set: a file of sentences, or a folder of images."""
-    model, chosen = loaded.model, [Patch.from_pretrained(each) for each in patches]
+    model, chosen = loaded.model, list(patches)
     apply_patches(model, chosen)
     own = dict(model.named_parameters())
     params = {name: own[name].detach().clone() for patch in chosen for name in patch.tensors}
     revert_patches(model, len(chosen))
-    options |= {"patch": ", ".join(map(str, patches)), "regression_set": data}
+    options |= {"regression_set": data}
     if loaded.translates:
         from editable_hf.review.translations import review_translations  # late: sacrebleu takes its time
 
-        sentences = read_regression_set(data)
-        sources = [each["source"] for patch in chosen for each in patch.request]
-        return review_translations(
-            model, loaded.processor, params, *sentences, edited_sources=sources, progress="translating", **options
-        )
+        sources, references = read_regression_set(data)
+        edited = [each["source"] for patch in chosen for each in patch.request]
+        sources = _prefixed(loaded.editor, sources)
+        options |= {"edited_sources": edited, "progress": "translating"}
+        return review_translations(model, loaded.processor, params, sources, references, **options)
     from editable_hf.review.images import review_images
 
     rows = ImageRows(loaded, data)

@@ -28,6 +28,10 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
@@ -37,6 +41,7 @@ TRUTH = Expected("true or false", lambda value: isinstance(value, bool))
 COUNT = Expected("0 or a higher whole number", lambda value: type(value) is int and value >= 0)
 NUMBER = Expected("a finite number", _is_number)
 NUMBERS = Expected("finite numbers by name", _are_numbers)
+TEXTS = Expected("strings by name", _are_texts)
 NAMES = Expected("a list of names", _are_names)
 OBJECT = Expected("an object", lambda value: isinstance(value, dict))
 

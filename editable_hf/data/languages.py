@@ -54,6 +54,16 @@ def set_languages(
         model.generation_config.forced_bos_token_id = target
 
 
+def languages_of(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
+    """`source_lang` and `target_lang` that a multilingual tokenizer is set to, to be remembered; empty for others."""
+    languages = {
+        "source_lang": getattr(tokenizer, "src_lang", None),
+        "target_lang": getattr(tokenizer, "tgt_lang", None),
+    }
+    multilingual = hasattr(tokenizer, "set_tgt_lang_special_tokens")
+    return languages if multilingual and None not in languages.values() else {}
+
+
 def _is_set(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the model comes with a language to translate to."""
     generation = model.generation_config

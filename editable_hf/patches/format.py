@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, OBJECT, TEXT, TRUTH, Expected
+from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, OBJECT, TEXT, TEXTS, TRUTH, Expected
 
 PATCH_NAME = "patch.json"
 PAYLOAD_NAME = "patch.safetensors"
@@ -38,6 +38,7 @@ PATCH_FIELDS = {
     "model_class": TEXT,
     "base_model": TEXT.or_none(),
     "layers": NAMES,
+    "inputs": TEXTS,
     "editor": Expected("an object with `name` and `hyperparameters`", _is_editor),
     "num_steps": COUNT,
     "l_e_before": NUMBER.or_none(),

@@ -55,6 +55,7 @@ class Patch:
         base_model: Hub id of the model; `None` if it is on no hub.
         layers: What could move, as given to [`edit`].
         editor: `name` and `hyperparameters`.
+        inputs: As the model was addressed, see [`EditorConfig`]; empty for plain text and images.
         request: What the edit is for; what JSON can hold.
         num_steps: Gradient steps taken.
         l_e_before: The constraint without the edit; `None` if it was not finite.
@@ -86,6 +87,7 @@ class Patch:
     parent: str | None
     rounding: dict[str, float] | None
     versions: dict[str, str]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_edit(
@@ -146,6 +148,7 @@ class Patch:
             parent=_parent(model, parent),
             rounding=rounding,
             versions=library_versions(),
+            inputs=dict(editor.inputs) if isinstance(editor, EditorConfig) else {},
         )
 
     @property
@@ -276,7 +279,8 @@ class Patch:
         unknown = sorted(set(content) - names - set(_DERIVED))
         if unknown:
             logger.warning("%s has keys this version does not know and ignores: %s", where, ", ".join(unknown))
-        own = {name: content[name] for name in names}
+        own = {name: content[name] for name in names - {"inputs"}}
+        own["inputs"] = content.get("inputs", {})  # patches of before have none
         own["tensors"] = {name: TouchedTensor(**each) for name, each in content["tensors"].items()}
         patch = cls(**own, payload=payload)
         known_encoding(patch.encoding)

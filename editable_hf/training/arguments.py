@@ -123,6 +123,13 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
             "the decoder's own `length_penalty` makes l_e <= 0 mean that its score is best."
         },
     )
+    source_prefix: str = field(
+        default="",
+        metadata={
+            "help": "What stands before each source in your data, such as T5's 'translate German to English: '. "
+            "`editor_config.json` remembers it, and the commands of editable-hf put it before sentences."
+        },
+    )
     max_tokens_per_batch: int = field(
         default=0,
         metadata={

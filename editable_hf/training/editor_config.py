@@ -10,7 +10,7 @@ from pathlib import Path
 
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.data.atomic import write_atomically
-from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, TEXT, check_fields, read_object
+from editable_hf.data.json_fields import COUNT, NAMES, NUMBER, NUMBERS, TEXT, TEXTS, check_fields, read_object
 from editable_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ class EditorConfig:
         layers: What an edit may move, as given to `select_parameters`.
         max_steps: k in Eq. 1.
         length_penalty: Exponent of the length normalization in `l_e`, for sequence models.
+        inputs: How a translation model was addressed in training, where that is not plain text: `source_prefix` (T5),
+            `source_lang` and `target_lang` (NLLB). The commands of `editable-hf` go by it.
         learned: The unconstrained parameters of `LearnableEditor`, so that training resumes exactly.
         library_version: Version of `editable_hf` that wrote the file.
     """
@@ -37,6 +39,7 @@ class EditorConfig:
     layers: list[str] = field(default_factory=lambda: ["last_decoder_layer"])
     max_steps: int = 10
     length_penalty: float = 0.0
+    inputs: dict[str, str] = field(default_factory=dict)
     learned: dict[str, float] = field(default_factory=dict)
     library_version: str = __version__
 
@@ -121,6 +124,7 @@ _EXPECTED = {
     "layers": NAMES,
     "max_steps": COUNT,
     "length_penalty": NUMBER,
+    "inputs": TEXTS,
     "learned": NUMBERS,
     "library_version": TEXT,
 }

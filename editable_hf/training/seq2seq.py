@@ -15,6 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Seq2SeqTrainer
 from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
 from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
+from editable_hf.data.languages import languages_of
 from editable_hf.data.requests import request_constraint
 from editable_hf.models.beam_search import check_encoder_decoder
 from editable_hf.seams.accelerate_seam import moved_to_device
@@ -132,6 +133,8 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
     def editor_config(self) -> EditorConfig:
         config = super().editor_config()
         config.length_penalty = self.args.edit_length_penalty
+        prefix = {"source_prefix": self.args.source_prefix} if self.args.source_prefix else {}
+        config.inputs = languages_of(self.processing_class) | prefix
         return config
 
     def get_train_dataloader(self) -> DataLoader:
