@@ -47,14 +47,15 @@ def momentum(grads: list[Tensor], alpha, mu) -> Tensor:
     return -nu
 
 
-def adam(grads: list[Tensor], alpha, beta1, beta2, eps: float = 1e-6) -> Tensor:
+def adam(grads: list[Tensor], alpha, beta1, beta2, eps: float = 1e-8) -> Tensor:
     m = v = torch.zeros_like(grads[0])
     for grad in grads:
         m = beta1 * m + (1 - beta1) * grad
         v = beta2 * v + (1 - beta2) * grad**2
     m_hat = m / (1 - beta1 ** len(grads))
     v_hat = v / (1 - beta2 ** len(grads))
-    return -alpha * m_hat / torch.sqrt(v_hat + eps)
+    root = torch.stack([v.sqrt() if v > 0 else 0 * v for v in v_hat.flatten()]).view_as(v_hat)
+    return -alpha * m_hat / (root + eps)
 
 
 # Eq. 1

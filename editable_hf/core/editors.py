@@ -152,10 +152,8 @@ def momentum(learning_rate: ScalarLike, mu: ScalarLike = 0.5) -> Editor:
     return _nameless(init, update)
 
 
-def adam(
-    learning_rate: ScalarLike, beta1: ScalarLike = 0.1, beta2: ScalarLike = 0.9, eps: float = DEFAULT_EPS
-) -> Editor:
-    """Adam with bias correction (Kingma & Ba, 2014), `eps` inside the root, `beta1` restricted to [0.1, 1].
+def adam(learning_rate: ScalarLike, beta1: ScalarLike = 0.2, beta2: ScalarLike = 0.9, eps: float = 1e-8) -> Editor:
+    """Adam with bias correction (Kingma & Ba, 2014), as `torch.optim.Adam` has it; `beta1` restricted to [0.1, 1].
 
     The bias-corrected mean obeys `m_t = m_{t-1} + (g_t - m_{t-1}) / s_t` with `s_t = 1 + beta + ... + beta^{t-1}`,
     which is the textbook form without its 0/0 at `beta = 1`, where it becomes the plain average.
@@ -164,7 +162,7 @@ def adam(
         learning_rate: alpha.
         beta1: Decay of the mean gradient, in [0.1, 1] (section 4.1: smaller values would make it RMSProp).
         beta2: Decay of the mean squared gradient, in [0, 1].
-        eps: Added to the mean square before the root.
+        eps: Added to the root of the mean square.
 
     Raises:
         ValueError: If `beta1` is outside [0.1, 1].
@@ -181,10 +179,16 @@ def adam(
         weight, weight_square = 1 + beta1 * state.weight, 1 + beta2 * state.weight_square
         mean = {name: m + (grads[name] - m) / weight for name, m in state.mean.items()}
         mean_square = {name: v + (grads[name].square() - v) / weight_square for name, v in state.mean_square.items()}
-        updates = {name: -learning_rate * m * (mean_square[name] + eps).rsqrt() for name, m in mean.items()}
+        updates = {name: -learning_rate * m / (_root(mean_square[name]) + eps) for name, m in mean.items()}
         return updates, AdamState(mean, mean_square, weight, weight_square)
 
     return _nameless(init, update)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Their roots, with derivative 0 at 0, where that of the root has no bound and would turn all into NaN."""
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
 
 
 class _EditorSpec(NamedTuple):

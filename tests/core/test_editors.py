@@ -129,12 +129,34 @@ def test_meta_gradient_is_finite_where_the_whole_gradient_is_zero(name):
     assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(end.square().sum(), list(params.values())))
 
 
-def test_eps_defaults_are_inside_the_root():
+def test_eps_of_rmsprop_is_inside_the_root():
     assert DEFAULT_EPS == 1e-6
     grads = {"w": torch.tensor([1e-3], dtype=torch.float64)}
-    for editor in (rmsprop(1.0), adam(1.0)):
-        updates, _ = editor.update(grads, editor.init(grads))
-        assert updates["w"].item() == pytest.approx(-1 / math.sqrt(2))
+    updates, _ = rmsprop(1.0).update(grads, rmsprop(1.0).init(grads))
+    assert updates["w"].item() == pytest.approx(-1 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8])
+def test_adam_goes_where_that_of_torch_goes(scale):
+    weight = torch.nn.Parameter(torch.ones(5, dtype=torch.float64))
+    theirs, editor = torch.optim.Adam([weight], lr=0.1, betas=(0.3, 0.8), eps=1e-8), adam(0.1, 0.3, 0.8)
+    params = {"w": weight.detach().clone()}
+    state = editor.init(params)
+    for seed in range(5):
+        weight.grad = scale * torch.randn(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        theirs.step()
+        updates, state = editor.update({"w": weight.grad}, state)
+        params = apply_updates(params, updates)
+        torch.testing.assert_close(params["w"], weight.detach(), rtol=0, atol=1e-12)
+
+
+def test_derivative_of_adam_at_a_gradient_of_zero_is_that_of_its_limit():
+    """The first step is -alpha * g / (|g| + eps), whose slope at 0 is -alpha / eps."""
+    grad = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    editor = adam(0.5, eps=1e-2)
+    updates, _ = editor.update({"w": grad}, editor.init({"w": grad}))
+    (slope,) = torch.autograd.grad(updates["w"].sum(), grad)
+    assert slope.tolist() == pytest.approx([-50.0, -50.0])
 
 
 def test_first_step_of_rmsprop_is_nearly_the_sign():
@@ -157,7 +179,7 @@ def test_adam_at_beta1_one_uses_the_plain_average():
         updates, state = editor.update(grads, state)
         seen = torch.stack([flat(g) for g in gradients[:step]])
         v = sum((1 - 0.8) * 0.8 ** (step - 1 - i) * seen[i] ** 2 for i in range(step)) / (1 - 0.8**step)
-        torch.testing.assert_close(flat(updates), -0.1 * seen.mean(0) / torch.sqrt(v + 1e-6), rtol=0, atol=1e-12)
+        torch.testing.assert_close(flat(updates), -0.1 * seen.mean(0) / (torch.sqrt(v) + 1e-8), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta2", [0.0, 0.5, 0.999])
