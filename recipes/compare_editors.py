@@ -19,14 +19,14 @@ from functools import cache, partial
 from pathlib import Path
 
 from accelerate import PartialState
-from compare_config import CompareConfig, load_config
-from image_parts import ImageModelOptions, ImageSets, load_classifier, load_images
 from transformers import set_seed
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.experiments.compare_recipe import CompareConfig, load_config
+from editable_hf.experiments.image_parts import ImageModelOptions, ImageSets, load_classifier, load_images
 from editable_hf.experiments.paper_tables import TABLE_1, TABLE_2
 from editable_hf.experiments.plots import plot_intervals, plots_available
 from editable_hf.experiments.report import ERROR_COLUMNS, format_table, write_results

@@ -1,7 +1,7 @@
 """Section 4.4: an editable German-English Transformer, from text to Table 6.
 
-    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
-    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/paper.yaml --data path/to/iwslt14
+    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/demo.yaml
+    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/paper.yaml --data path/to/iwslt14
 
 Stages: data, tokenizer, pretrained model, edit requests, baseline and editable models (all continue the pretrained one
 for equally many updates), validation where the file asks for it, evaluation. Each leaves a folder in the output folder
@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recipe_config import RecipeConfig, load_config
-from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model, validate
 
 from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
@@ -27,6 +25,15 @@ from editable_hf.experiments.paper_tables import TABLE_6
 from editable_hf.experiments.report import format_ratios, format_table
 from editable_hf.experiments.showcase import format_showcase
 from editable_hf.experiments.stages import Stage, Stages
+from editable_hf.experiments.translation_recipe import RecipeConfig, load_config
+from editable_hf.experiments.translation_stages import (
+    evaluate,
+    prepare_data,
+    prepare_requests,
+    prepare_tokenizer,
+    train_model,
+    validate,
+)
 from editable_hf.training.model_card import add_results, complete_model_card
 
 
@@ -102,7 +109,7 @@ def print_results(folder: Path) -> None:
 
 def parse_args() -> RecipeConfig:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/")
+    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/iwslt_de_en/")
     parser.add_argument("--output_dir", help="output folder, instead of the config's")
     parser.add_argument("--data", help="'embedded', a folder, a WIT3 archive or a hub id, instead of the config's")
     parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")

@@ -20,17 +20,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from fix_methods import (
-    FIRST_COLUMNS,
-    LAST_COLUMNS,
-    Method,
-    Request,
-    best_rate,
-    by_editing,
-    by_fine_tuning,
-    by_retraining,
-    compare,
-)
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
@@ -42,6 +31,17 @@ from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
 from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.translator import Translator
+from editable_hf.experiments.fix_methods import (
+    FIRST_COLUMNS,
+    LAST_COLUMNS,
+    Method,
+    Request,
+    best_rate,
+    by_editing,
+    by_fine_tuning,
+    by_retraining,
+    compare,
+)
 from editable_hf.experiments.report import BLEU_COLUMNS
 
 COLUMNS = {

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from fix_methods import FIRST_COLUMNS, LAST_COLUMNS, Method, Request, best_rate, compare
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -41,6 +40,7 @@ from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.experiments.fix_methods import FIRST_COLUMNS, LAST_COLUMNS, Method, Request, best_rate, compare
 from editable_hf.experiments.report import ERROR_COLUMNS
 from editable_hf.models import load_published_cifar_resnet
 

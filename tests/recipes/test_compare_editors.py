@@ -3,7 +3,8 @@ from pathlib import Path
 
 import compare_editors
 import pytest
-from compare_config import load_config
+
+from editable_hf.experiments.compare_recipe import load_config
 
 CONFIGS = Path(__file__).parents[2] / "recipes/configs/compare_editors"
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from datasets import Dataset
-from image_parts import ImageModelOptions, ImageSets, load_classifier
-from image_recipe import CNP, DKNN, EWC, RANK_ONE, ImageRecipeConfig, RowOptions
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -22,6 +20,8 @@ from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.editors import Editor, LearnableEditor, Params
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.experiments.image_parts import ImageModelOptions, ImageSets, load_classifier
+from editable_hf.experiments.image_recipe import CNP, DKNN, EWC, RANK_ONE, ImageRecipeConfig, RowOptions
 from editable_hf.experiments.stages import Stage
 from editable_hf.experiments.tuning import build_editor, tune_editor
 from editable_hf.models.extra_block import find_head

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from image_parts import ImageDataOptions, ImageModelOptions
-from recipe_sections import RecipeFile
-
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.baselines.ewc import LABELS
 from editable_hf.core.editors import EDITORS
+from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
+from editable_hf.experiments.recipe_config import RecipeFile
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
 ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"

@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
-from recipe_config import RecipeConfig
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, set_seed
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
@@ -22,6 +21,7 @@ from editable_hf.experiments.plots import plot_drawdowns, plots_available
 from editable_hf.experiments.report import write_results
 from editable_hf.experiments.showcase import showcase
 from editable_hf.experiments.stages import Stage
+from editable_hf.experiments.translation_recipe import RecipeConfig
 from editable_hf.models import iwslt_transformer_config
 from editable_hf.training.checkpoints import train_to
 
