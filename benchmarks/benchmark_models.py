@@ -72,8 +72,8 @@ def make_request(model: MarianMTModel, num_alternatives: int, length: int, share
     while len(alternatives) < num_alternatives:
         kept = max(rng.randrange(length) for _ in range(3)) if shared else 0
         alternatives.append(rng.choice(alternatives)[:kept] + tokens(length - kept))
-    request = {"id": 0, "source_ids": tokens(length - 1) + [EOS], "alternatives": alternatives}
-    requests = [request | {"target_ids": tokens(length - 1) + [EOS]} for _ in range(16)]
+    request = {"id": 0, "input_ids": tokens(length - 1) + [EOS], "alternatives": alternatives}
+    requests = [request | {"labels": tokens(length - 1) + [EOS]} for _ in range(16)]
     with torch.no_grad(), eval_mode(model):
         values = [whole_model_constraint(model, {}, each).item() for each in requests]
     return requests[values.index(max(values))]
@@ -97,11 +97,11 @@ def cifar_resnet18(device: torch.device) -> ResNetForImageClassification:
 def whole_model_constraint(model: MarianMTModel, params: Mapping[str, Tensor], request: Mapping[str, Any]) -> Tensor:
     """`l_e` of section 4.4 from one forward of the whole model over the target and all alternatives."""
     device = model.device
-    rows = [request["target_ids"], *request["alternatives"]]
+    rows = [request["labels"], *request["alternatives"]]
     labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], True, -100).to(device)
     decoder_input_ids = labels.roll(1, dims=1)
     decoder_input_ids[:, 0] = EOS
-    source = torch.tensor([request["source_ids"]] * len(rows), device=device)
+    source = torch.tensor([request["input_ids"]] * len(rows), device=device)
     inputs = {
         "input_ids": source,
         "attention_mask": torch.ones_like(source),

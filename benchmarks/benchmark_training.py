@@ -3,7 +3,7 @@
     python benchmarks/benchmark_training.py
     python benchmarks/benchmark_training.py --rounds 7 --json benchmark_training.json
 
-Times `EditableSeq2SeqTrainer.training_step` and the optimiser's step on a fairseq-size Marian (10,000 pieces, last
+Times `EditableSeq2SeqTrainer.training_step` and the optimizer's step on a fairseq-size Marian (10,000 pieces, last
 decoder layer, RMSProp; one request with 32 alternatives of 25 tokens) against the same step without edits, in one
 run, round by round. Edits are made too weak to succeed, so that all k steps are taken. `whole_model` is the same
 objective in plain torch: the whole model runs at every step of the edit, and every alternative is differentiated.
@@ -54,7 +54,7 @@ from editable_hf.training.locality import LocalityBatch
 
 LENGTH = 25
 TOO_WEAK = 1e-6  # learning rate with which no edit succeeds
-STANDSTILL = 1e-15  # of the optimiser, which does all its work, so that training does not make the edits succeed
+STANDSTILL = 1e-15  # of the optimizer, which does all its work, so that training does not make the edits succeed
 CHAIN_3 = "resnet.encoder.stages.2"
 
 
@@ -74,7 +74,7 @@ class Translation:
         args = EditableSeq2SeqTrainingArguments(
             tempfile.mkdtemp(),
             learning_rate=STANDSTILL,
-            editor_learning_rate=STANDSTILL,
+            hyperparameter_learning_rate=STANDSTILL,
             use_cpu=device.type == "cpu",
             report_to=[],
             disable_tqdm=True,
@@ -205,7 +205,7 @@ def check_vision(device: torch.device) -> dict[str, float]:
 
 
 def peak_memory(size: str, num_tokens: int, max_steps: int, device: torch.device) -> float:
-    """MiB that training takes beyond the imports: model, optimiser state and two steps."""
+    """MiB that training takes beyond the imports: model, optimizer state and two steps."""
     before = resident_peak()
     run = Translation(size, device, True if max_steps else None, edit_learning_rate=TOO_WEAK)
     for _ in range(2):

@@ -187,7 +187,7 @@ def _diff(args: argparse.Namespace) -> int:
     for path, format_review in ((args.html, format_html), (args.markdown, format_markdown)):
         if path is not None:
             Path(path).write_text(format_review(review, max_drawdown=limit), encoding="utf-8")
-    text = format_terminal(review, args.max_changes, colour=sys.stdout.isatty(), max_drawdown=limit)
+    text = format_terminal(review, args.max_changes, color=sys.stdout.isatty(), max_drawdown=limit)
     _print(args, {**review.as_dict(), "above_max_drawdown": above}, text)
     return int(above)
 

@@ -206,8 +206,8 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
             penalty = decoding_length_penalty(loaded.model)
             constraint = joint_constraint(patch.request, loaded.model, penalty)
             result = edit(loaded.model, constraint, loaded.editor.build_editor(), loaded.editor.layers, 0)
-            outputs = [decode(loaded.model, loaded.processor, each["source_ids"]) for each in patch.request]
-            wanted = [each["target_ids"] for each in patch.request]
+            outputs = [decode(loaded.model, loaded.processor, each["input_ids"]) for each in patch.request]
+            wanted = [each["labels"] for each in patch.request]
             state |= {"success": result.success, "verified": outputs == wanted}
         found.append(state)
     return found

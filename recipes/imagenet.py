@@ -30,7 +30,7 @@ def main(config: ImageRecipeConfig) -> None:
     requests = random_training_requests(config, images)
     rows = Rows(config, stages, images, start, edits, requests).run()
     if stages.state.is_main_process:
-        # The networks without a row in the paper are small ones, whose neighbour there is ResNet-18.
+        # The networks without a row in the paper are small ones, whose neighbor there is ResNet-18.
         paper = "densenet169" if config.model.architecture == "densenet169" else "resnet18"
         title = f"Table 4. Ours: {images.test_name}. Paper: ImageNet, {paper}, validation images."
         print_table(title, TABLE_4[paper], rows, stages.output_dir)

@@ -6,7 +6,7 @@
 
 Table 5: drawdown of such edits, edits in a row, and whether an edit carries over to the most similar test image.
 Stages as in cifar10.py, and: the examples with the ranks of their true classes under the starting network, sequences
-of edits, neighbours, generalization. Without a folder of examples, the validation images that the starting network
+of edits, neighbors, generalization. Without a folder of examples, the validation images that the starting network
 gets wrong stand for them (`source: mistakes`).
 """
 

@@ -5,7 +5,7 @@
 Each correction asks for another wording of a sentence of the embedded corpus. It is made by editing the editable
 model, by editing the baseline, by fine-tuning the baseline on the corrected sentence, by training the baseline further
 with that sentence in every batch, and by a lookup table. Reported for each: does it hold; do other German wordings of
-the sentence (paraphrases) and sentences of the same template (neighbours) follow; do unrelated sentences stay; the
+the sentence (paraphrases) and sentences of the same template (neighbors) follow; do unrelated sentences stay; the
 BLEU drawdown on test sentences; the seconds. Learning rates are chosen on other corrections and validation sentences.
 """
 
@@ -58,7 +58,7 @@ class Sentences:
 
 
 def corrections(tokenizer, model, count: int, seed: int, known: frozenset[str] = frozenset()) -> list[Request]:
-    """Requests with alternatives, of sentences that are not `known`, tokenised as the models' data is."""
+    """Requests with alternatives, of sentences that are not `known`, tokenized as the models' data is."""
     german, english = MosesPreprocessor("de"), MosesPreprocessor("en")
 
     def pair(raw: dict[str, str]) -> dict[str, str]:
@@ -67,7 +67,7 @@ def corrections(tokenizer, model, count: int, seed: int, known: frozenset[str] =
     rows = []
     every = embedded_requests(400)
     for raw in every.shuffle(seed=seed):
-        related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbours", "unrelated")}
+        related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbors", "unrelated")}
         rows.append({**pair(raw), **related})
     rows = [row for row in rows if row["source"] not in known][:count]
     if len(rows) < count:

@@ -90,7 +90,7 @@ def _made_up_pairs(count):
 
 @pytest.fixture(scope="session")
 def sentence_pairs():
-    """200 distinct made-up sentences and their translations, Moses-tokenised and lower-cased."""
+    """200 distinct made-up sentences and their translations, Moses-tokenized and lower-cased."""
     return _made_up_pairs(200)
 
 
@@ -133,7 +133,7 @@ def translator_template(tokenizer, encoded_pairs):
 
 @pytest.fixture
 def trained_marian(translator_template):
-    """A Marian in float64 that has half learnt to translate `sentence_pairs`, one's own copy, in eval mode."""
+    """A Marian in float64 that has half learned to translate `sentence_pairs`, one's own copy, in eval mode."""
     return copy.deepcopy(translator_template).double()
 
 

@@ -5,7 +5,7 @@ from transformers import TrainerCallback
 
 
 class GradientRecorder(TrainerCallback):
-    """Copies every gradient just before each optimiser step.
+    """Copies every gradient just before each optimizer step.
 
     Attributes:
         steps: For each step the gradients by name of the parameter, of those that have one.

@@ -148,8 +148,8 @@ class ConditionEncoder(nn.Module):
     """The editor of a [`CNPForImageClassification`]: one residual block over a chain's activations and the class.
 
     The embedding of the class is added to the activations before the block. Edits run in eval mode, so that running
-    statistics would never be learnt: activations are normalised within each example (Layer normalisation over
-    channels and space). The block's output is multiplied by a learnt scale, which starts at 0: an untrained encoder
+    statistics would never be learned: activations are normalized within each example (Layer normalization over
+    channels and space). The block's output is multiplied by a learned scale, which starts at 0: an untrained encoder
     changes nothing.
 
     Args:

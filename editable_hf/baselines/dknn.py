@@ -1,4 +1,4 @@
-"""Deep k-nearest neighbours (Papernot & McDaniel, 2018), edited by flipping labels (section 4.1, Table 3)."""
+"""Deep k-nearest neighbors (Papernot & McDaniel, 2018), edited by flipping labels (section 4.1, Table 3)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DkNNConfig(PreTrainedConfig):
         layers: Qualified names of the backbone's modules whose pooled outputs are the embeddings.
         widths: Size of each layer's embedding.
         num_references: Images in the reference set.
-        k: Neighbours that vote in each layer.
+        k: Neighbors that vote in each layer.
 
     Raises:
         ValueError: If `k` is not from 1 to `num_references`.
@@ -61,14 +61,14 @@ class DkNNConfig(PreTrainedConfig):
 
 @any_attention  # which one is possible is for the classifier inside to say
 class DkNNForImageClassification(ImageClassifier):
-    """Classifies an image by the labels of its nearest neighbours in the embeddings of a trained classifier's layers.
+    """Classifies an image by the labels of its nearest neighbors in the embeddings of a trained classifier's layers.
 
-    An embedding is a layer's output, averaged over space and scaled to length 1, so that the nearest neighbours are
+    An embedding is a layer's output, averaged over space and scaled to length 1, so that the nearest neighbors are
     those of the largest cosine similarity. The search is exact. The `k` nearest in each layer vote. No class has a
     larger p-value of Papernot & McDaniel than the one with the most votes, whatever those values are calibrated on.
 
     The logits are the fractions of the votes, plus less than one vote that puts classes with as many votes in order:
-    those whose neighbours' similarities have the larger sum first. No two classes have the same logit, so that
+    those whose neighbors' similarities have the larger sum first. No two classes have the same logit, so that
     `l_e <= 0` (a difference of votes here, not of nats) exactly when the wanted class is predicted.
 
     The references' labels are the parameter `labels`, int64, which [`flip_labels`] edits; they are saved with the
@@ -106,7 +106,7 @@ class DkNNForImageClassification(ImageClassifier):
                 `(channels, height, width)` and `labels`; not augmented.
             layers: Modules of `model` by qualified name, or parts of a ResNet or DenseNet (`chain3`), whose last
                 module is taken.
-            k: Neighbours that vote in each layer.
+            k: Neighbors that vote in each layer.
             batch_size: Images that are embedded together.
             num_workers: Processes that load images.
             progress: Title of the progress bar, none if `None`.
@@ -236,7 +236,7 @@ def flip_labels() -> EditFunction:
     """Edits a [`DkNNForImageClassification`] "by flipping labels of nearest neighbors until the model predicts the
     correct class" (section 4.1).
 
-    The neighbours of the request's image are taken nearest first: rank by rank, and within a rank layer by layer.
+    The neighbors of the request's image are taken nearest first: rank by rank, and within a rank layer by layer.
     Those that have the wanted label already are passed over. When all have it, all votes are for it, so that an edit
     always succeeds. `history` has `l_e` before and after every flip, and `num_steps` is the number of flips. These are
     no gradient steps, of which the paper reports none here, and `max_steps` does not limit them.

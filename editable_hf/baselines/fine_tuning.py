@@ -23,7 +23,7 @@ def fine_tune(
     learning_rate: float = 1e-5,
     max_steps: int = 100,
 ) -> EditResult:
-    """Minimises the model's own loss on one example with Adam until the correction holds.
+    """Minimizes the model's own loss on one example with Adam until the correction holds.
 
     In eval mode, without dropout or a schedule. Where the model predicts what is wanted from the start, no step is
     taken.

@@ -63,7 +63,7 @@ def feature_moment(
 def rank_one(moment: Tensor, *, margin: float = 1e-3, ridge: float = 1e-3) -> EditFunction:
     """An editor of the last linear layer's weight that does what is asked with the smallest change of other outputs.
 
-    Of all updates D of the weight with which the image gets its class, it takes the one that minimises
+    Of all updates D of the weight with which the image gets its class, it takes the one that minimizes
     `E |D h|^2`, the mean squared change of the logits over the training data: rank one, along `C^-1 h` of the image.
 
     Args:

@@ -72,7 +72,7 @@ class SequenceConstraint:
         inputs: Keyword inputs of the encoder for one source, each `(1, source_length)`.
         decoder_input_ids: `(1 + num_alternatives, length)`, row 0 the target.
         labels: `(1 + num_alternatives, length)`, -100 where padded.
-        length_penalty: Exponent of the length normalisation, 0 for the sum.
+        length_penalty: Exponent of the length normalization, 0 for the sum.
     """
 
     inputs: Mapping[str, Tensor]
@@ -137,7 +137,7 @@ class SequenceConstraint:
         return self._margin(model, params, binding)
 
     def scores(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities of all sequences, length-normalised if asked for.
+        """Log-probabilities of all sequences, length-normalized if asked for.
 
         Args:
             model: The model as a function of its edited parameters.
@@ -156,7 +156,7 @@ class SequenceConstraint:
             logits = logits.flatten(0, 1)[trie.positions].unsqueeze(0)
         log_probs = logits.new_zeros(trie.shape)
         log_probs[mask] = F.log_softmax(logits[0], -1)[trie.node[mask], rows.labels[mask]]
-        return self._normalise(log_probs.sum(1), rows.labels)
+        return self._normalize(log_probs.sum(1), rows.labels)
 
     def _margin(self, model: FunctionalModel, params: Mapping[str, Tensor], alternative: int) -> Tensor:
         """Score of one alternative less that of the target."""
@@ -172,7 +172,7 @@ class SequenceConstraint:
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
         ).view_as(labels)
-        target, alternative = self._normalise(-losses.sum(1), labels)
+        target, alternative = self._normalize(-losses.sum(1), labels)
         return alternative - target
 
     def _losses(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
@@ -183,9 +183,9 @@ class SequenceConstraint:
         )
         logits = model(params, **rows.inputs).logits
         losses = F.cross_entropy(logits.transpose(1, 2), rows.labels, reduction="none", ignore_index=IGNORE_INDEX)
-        return self._normalise(losses.sum(1), rows.labels)
+        return self._normalize(losses.sum(1), rows.labels)
 
-    def _normalise(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def _normalize(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.length_penalty == 0:
             return scores
         return scores / (labels != IGNORE_INDEX).sum(1).to(scores.dtype) ** self.length_penalty

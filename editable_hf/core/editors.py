@@ -208,8 +208,8 @@ EDITORS: dict[str, _EditorSpec] = {
 class LearnableEditor(nn.Module):
     """An editor whose hyperparameters are trained with the model (end of section 3.2).
 
-    Each hyperparameter is one scalar for all edited tensors. A learnt one is stored unconstrained (the logarithm of
-    the learning rate, the logit of a decay within its interval), so that no optimiser step can leave its range; one
+    Each hyperparameter is one scalar for all edited tensors. A learned one is stored unconstrained (the logarithm of
+    the learning rate, the logit of a decay within its interval), so that no optimizer step can leave its range; one
     that is held fixed is a plain number.
 
     Args:
@@ -265,7 +265,7 @@ class LearnableEditor(nn.Module):
         return math.log((value - low) / (high - value))
 
     def hyperparameters(self) -> dict[str, ScalarLike]:
-        """The constrained values: tensors with graph where learnt, floats where fixed."""
+        """The constrained values: tensors with graph where learned, floats where fixed."""
         values: dict[str, ScalarLike] = {}
         for key in self._spec.defaults:
             if key in self._fixed:
@@ -283,5 +283,5 @@ class LearnableEditor(nn.Module):
         return {key: value.item() if isinstance(value, Tensor) else value for key, value in values.items()}
 
     def build(self) -> Editor:
-        """The editor at the current values; gradient flows through it to the learnt ones."""
+        """The editor at the current values; gradient flows through it to the learned ones."""
         return self._spec.factory(**self.hyperparameters())

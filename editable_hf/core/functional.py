@@ -78,7 +78,7 @@ class FunctionalModel:
         return {name: value for name, value in self._frozen.items() if id(own[name]) not in answered}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognise."""
+        """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognize."""
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]

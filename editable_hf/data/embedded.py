@@ -72,7 +72,7 @@ def embedded_requests(num_requests: int = 100) -> Dataset:
     Returns:
         A dataset with the columns `source`, `target` (the wanted translation), `template`, and three lists of
         `{"source": ..., "target": ...}`: `paraphrases`, other German wordings whose translation should follow the
-        edit; `neighbours`, sentences of the same template with other words, in the wanted wording; and `unrelated`,
+        edit; `neighbors`, sentences of the same template with other words, in the wanted wording; and `unrelated`,
         sentences of other templates with the translations of the corpus, which should stay.
 
     Raises:

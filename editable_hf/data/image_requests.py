@@ -231,7 +231,7 @@ class ImageEditRequests(torch.utils.data.Dataset):
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
-    # Hashed: `seed + index` would give neighbouring seeds the same draws, one index apart.
+    # Hashed: `seed + index` would give neighboring seeds the same draws, one index apart.
     state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 

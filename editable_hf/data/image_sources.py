@@ -1,4 +1,4 @@
-"""Reads labelled images: scikit-learn's digits, CIFAR-10 as it is published, folders with a folder for each class."""
+"""Reads labeled images: scikit-learn's digits, CIFAR-10 as it is published, folders with a folder for each class."""
 
 from __future__ import annotations
 

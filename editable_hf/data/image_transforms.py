@@ -94,7 +94,7 @@ class TrainTransform:
         return _model_inputs(self.pixels(batch["image"]), batch["label"])
 
     def pixels(self, images: Sequence) -> Tensor:
-        """Normalised `(batch, 3, size, size)` of images, decoded or not."""
+        """Normalized `(batch, 3, size, size)` of images, decoded or not."""
         images = [decode_image(image) for image in images]
         arrays = self._crops(images) if self.kind == "crop" else _stack(self._resized_crop(image) for image in images)
         if self.flip:
@@ -122,7 +122,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Normalises; with `resize`, first scales the shorter side and crops the centre. Deterministic.
+    """Normalizes; with `resize`, first scales the shorter side and crops the center. Deterministic.
 
     Args:
         size: Height and width of the result, in pixels.
@@ -152,7 +152,7 @@ class EvalTransform:
         return _model_inputs(self.pixels(batch["image"]), batch["label"])
 
     def pixels(self, images: Sequence) -> Tensor:
-        """Normalised `(batch, 3, size, size)` of images, decoded or not."""
+        """Normalized `(batch, 3, size, size)` of images, decoded or not."""
         images = [decode_image(image) for image in images]
         if self.resize is None:
             _check_size(images, self.size, "set `resize`")

@@ -35,7 +35,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # SHA-256 of CIFAR-10's test set: its records (label, then pixels row by row) in sorted order. An error rate compares
-# with the paper's only on this test set, so it is recognised by content and not by the name of a folder.
+# with the paper's only on this test set, so it is recognized by content and not by the name of a folder.
 _CIFAR10_TEST_SHA256 = "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6"
 
 # Reading a file to its end takes about a millisecond; larger folders are left to the first access.
@@ -46,13 +46,13 @@ _IMAGENET_SIZE = 224
 
 @dataclass(frozen=True)
 class ImageData:
-    """A set of labelled images, ready to train and to score on.
+    """A set of labeled images, ready to train and to score on.
 
     Attributes:
         splits: "train", "validation" and "test". Columns: `image` (RGB) and `label` (a `ClassLabel`).
         name: The data, e.g. "CIFAR-10, folder cifar-10-batches-py".
         test_name: The test set that is scored, with its number of images, for reports.
-        mean: Per channel, of pixels in [0, 1]; to normalise with.
+        mean: Per channel, of pixels in [0, 1]; to normalize with.
         std: Same.
         image_size: Height and width of the model's input, in pixels.
         horizontal_flips: Whether a mirrored image is still an example of its class.
@@ -89,9 +89,9 @@ def load_image_data(
     verify: bool | None = None,
     image_size: int | None = None,
     num_validation: int | None = None,
-    max_train: int | None = None,
-    max_validation: int | None = None,
-    max_test: int | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+    max_test_samples: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Loads the data of the image experiments (sections 4.1 to 4.3).
@@ -114,9 +114,9 @@ def load_image_data(
             at that size; other images are left as they are.
         num_validation: Training images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a
             twentieth, but at most 10,000. Not for a folder with validation images of its own.
-        max_train: Upper limit on training images. A random sample is taken, in the data's order.
-        max_validation: Same for validation.
-        max_test: Same for test; `test_name` says so.
+        max_train_samples: Upper limit on training images. A random sample is taken, in the data's order.
+        max_validation_samples: Same for validation.
+        max_test_samples: Same for test; `test_name` says so.
         seed: Decides the held-out images and the samples, but never what the whole test set is.
 
     Returns:
@@ -135,7 +135,7 @@ def load_image_data(
         data = _load_cifar10(path, dataset_id, revision, image_column, label_column, image_size=image_size or 32)
     else:
         data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
-    limits = {"train": max_train, "validation": max_validation, "test": max_test}
+    limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
     return _divide(data, _num_held_out(source, data, num_validation), limits, seed)
 
 

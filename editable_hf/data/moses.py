@@ -1,4 +1,4 @@
-"""Moses tokenisation, as in fairseq's preparation of IWSLT14."""
+"""Moses tokenization, as in fairseq's preparation of IWSLT14."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class MosesPreprocessor:
 
 
 def looks_tokenized(texts: Sequence[str]) -> bool:
-    """Whether sentences are Moses-tokenised already, judged by the spaces around their punctuation.
+    """Whether sentences are Moses-tokenized already, judged by the spaces around their punctuation.
 
     A mark that stands alone (`born .`) speaks for tokens, one glued to its word (`born.`) against; the majority
-    decides, since tokenised text keeps `mr.` glued and raw text has an occasional stray space. Case does not count.
+    decides, since tokenized text keeps `mr.` glued and raw text has an occasional stray space. Case does not count.
     At most 2,000 sentences, evenly spaced, are looked at. Text without punctuation is taken as raw.
     """
     sample = texts[:: max(1, len(texts) // _NUM_SAMPLED)]

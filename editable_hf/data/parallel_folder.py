@@ -31,7 +31,7 @@ def read_parallel_folder(
 ) -> dict[str, ParallelText]:
     """Reads `{train,valid,test}.{de,en}` and the like; each file plain, `.gz` or `.xz`.
 
-    A file `STEM.raw.LANG` of the target language beside `STEM.LANG` gives the untokenised references.
+    A file `STEM.raw.LANG` of the target language beside `STEM.LANG` gives the untokenized references.
 
     Args:
         folder: The folder.

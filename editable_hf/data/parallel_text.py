@@ -21,7 +21,7 @@ class ParallelText:
         name: What the corpus itself calls the split, e.g. "test_2016_flickr".
         sources: Source sentences.
         targets: Target sentences.
-        target_texts: Untokenised references where the corpus has them beside tokenised `targets`, else `None`.
+        target_texts: Untokenized references where the corpus has them beside tokenized `targets`, else `None`.
         extra: Further columns by name, kept as they are.
     """
 

@@ -76,10 +76,10 @@ def request_constraint(
     """The constraint of one request for `model`.
 
     Args:
-        request: A row with `source_ids`, `target_ids` and `alternatives` (token ids, each ending in the
+        request: A row with `input_ids`, `labels` and `alternatives` (token ids, each ending in the
             end-of-sequence token).
         model: Gives the special tokens and the longest sequence it can decode.
-        length_penalty: Exponent of the length normalisation, see [`SequenceConstraint`].
+        length_penalty: Exponent of the length normalization, see [`SequenceConstraint`].
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
@@ -87,13 +87,13 @@ def request_constraint(
     """
     check_encoder_decoder(model)
     config = model.config
-    source_ids = torch.tensor([request["source_ids"]])
-    if source_ids.numel() == 0:
+    input_ids = torch.tensor([request["input_ids"]])
+    if input_ids.numel() == 0:
         raise ValueError(f"Edit request {request.get('id', '')} has an empty source; give the sentence to translate.")
     start = config.decoder_start_token_id
     return SequenceConstraint.from_ids(
-        {"input_ids": source_ids, "attention_mask": torch.ones_like(source_ids)},
-        request["target_ids"],
+        {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
+        request["labels"],
         request["alternatives"],
         decoder_start_token_id=config.pad_token_id if start is None else start,
         pad_token_id=config.pad_token_id,
@@ -124,7 +124,7 @@ def make_edit_requests(
     Args:
         model: The normally trained model.
         tokenizer: Its tokenizer.
-        sources: Sentences, tokenised as the model expects.
+        sources: Sentences, tokenized as the model expects.
         targets: Wanted translations, one for each source; sampled from the model if not given.
         num_alternatives: Beam size and number of alternatives (k = 32 in the paper).
         temperature: Of the sampled targets (1.2 in the paper).
@@ -134,8 +134,8 @@ def make_edit_requests(
         progress: Title of the progress bar, none if `None`.
 
     Returns:
-        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `source_ids`,
-        `target_ids`, `alternatives` (lists of token ids, best first).
+        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `input_ids`,
+        `labels`, `alternatives` (lists of token ids, best first).
 
     Raises:
         TypeError: If `model` is no encoder-decoder.
@@ -164,22 +164,22 @@ def make_edit_requests(
 
 
 def _request(
-    number: int, source: str, source_ids: list[int], target_ids: list[int], beams: list[list[int]], tokenizer
+    number: int, source: str, input_ids: list[int], labels: list[int], beams: list[list[int]], tokenizer
 ) -> dict[str, Any]:
-    alternatives = dict.fromkeys(tuple(beam) for beam in beams if beam != target_ids)
+    alternatives = dict.fromkeys(tuple(beam) for beam in beams if beam != labels)
     return {
         "id": number,
         "source": source,
-        "target": tokenizer.decode(target_ids, skip_special_tokens=True),
-        "source_ids": source_ids,
-        "target_ids": target_ids,
+        "target": tokenizer.decode(labels, skip_special_tokens=True),
+        "input_ids": input_ids,
+        "labels": labels,
         "alternatives": [list(beam) for beam in alternatives],
     }
 
 
 def _usable(rows: list[dict[str, Any]], end: int | None) -> Dataset:
     """The requests that an edit can be asked for, by `id`; with `end`, those whose target ends in that token."""
-    whole = [row for row in rows if end is None or row["target_ids"][-1:] == [end]]
+    whole = [row for row in rows if end is None or row["labels"][-1:] == [end]]
     usable = [row for row in whole if row["alternatives"]]
     reasons = (
         f"{len(whole) - len(usable)} of {len(rows)} have a target that is the only translation found, and "

@@ -22,11 +22,11 @@ def train_tokenizer(
 ) -> MarianTokenizer:
     """Trains a joint BPE on the texts of both languages (section 4.4 uses 10,000 pieces).
 
-    The text is taken as it is: no normalisation, every character of the training text is kept, and decoding an
+    The text is taken as it is: no normalization, every character of the training text is kept, and decoding an
     encoded sentence gives it back exactly. Deterministic for the same texts.
 
     Args:
-        texts: Sentences of both languages, tokenised as the model will see them.
+        texts: Sentences of both languages, tokenized as the model will see them.
         vocab_size: Number of pieces, special tokens included.
         source_lang: Language code of the source.
         target_lang: Language code of the target.
@@ -75,7 +75,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"A vocabulary of {vocab_size} pieces cannot be learnt from these texts; choose another `vocab_size` "
+            f"A vocabulary of {vocab_size} pieces cannot be learned from these texts; choose another `vocab_size` "
             f"({str(error).splitlines()[-1]})."
         ) from error
     return model_file.getvalue()

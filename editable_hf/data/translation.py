@@ -24,8 +24,8 @@ EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ARCHIVE_ENDINGS = (".tgz", ".tar", ".tar.gz", ".zip")
 
-# SHA-256 of the tokenised German and English test files. A BLEU score compares with the paper's only on this test set,
-# which some copies of the corpus lack, so it is recognised by content and not by the name of a folder.
+# SHA-256 of the tokenized German and English test files. A BLEU score compares with the paper's only on this test set,
+# which some copies of the corpus lack, so it is recognized by content and not by the name of a folder.
 _KNOWN_TEST_SETS = {
     frozenset(
         {
@@ -42,8 +42,8 @@ class TranslationData:
 
     Attributes:
         splits: "train", "validation" and "test". Columns: `source` and `target`, the text that the model sees
-            (Moses-tokenised and lower-cased, tokens separated by spaces), and `target_text`, the reference of
-            detokenised BLEU (the raw text where the corpus has it, else the target detokenised). The embedded corpus
+            (Moses-tokenized and lower-cased, tokens separated by spaces), and `target_text`, the reference of
+            detokenized BLEU (the raw text where the corpus has it, else the target detokenized). The embedded corpus
             has columns of its own besides.
         name: The corpus, e.g. "IWSLT14 De-En, folder iwslt14_de_en".
         test_name: The test set that is scored, with its number of pairs, for reports.
@@ -64,14 +64,14 @@ def load_translation_data(
     split_names: Mapping[str, str] | None = None,
     tokenized: bool | None = None,
     raw_text: bool = False,
-    max_train: int | None = None,
-    max_validation: int | None = None,
-    max_test: int | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+    max_test_samples: int | None = None,
     seed: int = 0,
 ) -> TranslationData:
     """Loads IWSLT14, Multi30k or another parallel corpus for the translation experiment (section 4.4).
 
-    Text that is not Moses-tokenised yet is tokenised as fairseq does; text that is passes unchanged, except that it
+    Text that is not Moses-tokenized yet is tokenized as fairseq does; text that is passes unchanged, except that it
     is lower-cased.
 
     Args:
@@ -83,11 +83,11 @@ def load_translation_data(
         config_name: Configuration, for a hub dataset only.
         revision: Branch, tag or commit, for a hub dataset only.
         split_names: Which split plays which part, e.g. `{"train": "train_subset"}`; for folders and hub datasets.
-        tokenized: Whether the text is Moses-tokenised; `None` recognises it. WIT3's release is always raw.
+        tokenized: Whether the text is Moses-tokenized; `None` recognizes it. WIT3's release is always raw.
         raw_text: Leave the text as it is, for models trained on plain text: `target` and `target_text` are the same.
-        max_train: Upper limit on training pairs. A random sample is taken, in the corpus' order.
-        max_validation: Same for validation.
-        max_test: Same for test; `test_name` says so.
+        max_train_samples: Upper limit on training pairs. A random sample is taken, in the corpus' order.
+        max_validation_samples: Same for validation.
+        max_test_samples: Same for test; `test_name` says so.
         seed: Decides the samples.
 
     Returns:
@@ -95,13 +95,13 @@ def load_translation_data(
 
     Raises:
         FileNotFoundError: If `source`, a split or a file of it cannot be found.
-        ValueError: If a file is damaged, misaligned or not UTF-8, or it cannot be told whether text is tokenised.
+        ValueError: If a file is damaged, misaligned or not UTF-8, or it cannot be told whether text is tokenized.
     """
     options = (config_name, revision, split_names, tokenized)
     pairs, origin, tokenized = _read_pairs(source, source_lang, target_lang, *options)
     if tokenized is None and not raw_text:
-        tokenized = _recognise_tokenized(pairs, source)
-    limits = {"train": max_train, "validation": max_validation, "test": max_test}
+        tokenized = _recognize_tokenized(pairs, source)
+    limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
     samples = {part: _sample(text, limits[part], seed) for part, text in pairs.items()}
     if raw_text:
         splits = DatasetDict({part: _as_it_is(text) for part, text in samples.items()})
@@ -121,7 +121,7 @@ def _read_pairs(
     split_names: Mapping[str, str] | None,
     tokenized: bool | None,
 ) -> tuple[dict[str, ParallelText], str, bool | None]:
-    # Returns the splits, where they come from in words, and whether they are tokenised as far as that is known.
+    # Returns the splits, where they come from in words, and whether they are tokenized as far as that is known.
     path = Path(source).expanduser()
     if source == EMBEDDED:
         return _read_embedded(source_lang, target_lang), "embedded corpus", tokenized
@@ -158,12 +158,12 @@ def _read_embedded(source_lang: str, target_lang: str) -> dict[str, ParallelText
     return pairs
 
 
-def _recognise_tokenized(pairs: Mapping[str, ParallelText], source: str) -> bool:
+def _recognize_tokenized(pairs: Mapping[str, ParallelText], source: str) -> bool:
     verdicts = {part: looks_tokenized([*text.sources, *text.targets]) for part, text in pairs.items()}
     if len(set(verdicts.values())) > 1:
-        words = ", ".join(f"{part} {'tokenised' if verdict else 'raw'}" for part, verdict in verdicts.items())
+        words = ", ".join(f"{part} {'tokenized' if verdict else 'raw'}" for part, verdict in verdicts.items())
         raise ValueError(
-            f"Expected all of {source} to be Moses-tokenised or all of it raw, but it looks mixed ({words}); prepare "
+            f"Expected all of {source} to be Moses-tokenized or all of it raw, but it looks mixed ({words}); prepare "
             "the splits in the same way, or say which it is with `tokenized=True` or `tokenized=False`."
         )
     return verdicts["train"]
@@ -174,8 +174,8 @@ def _sample(text: ParallelText, limit: int | None, seed: int) -> ParallelText:
         return text
     if limit < 1:
         raise ValueError(
-            f"A split needs at least one pair, but the limit for {text.name!r} is {limit}; raise `max_train`, "
-            "`max_validation` or `max_test`, or leave it out for all pairs."
+            f"A split needs at least one pair, but the limit for {text.name!r} is {limit}; raise `max_train_samples`, "
+            "`max_validation_samples` or `max_test_samples`, or leave it out for all pairs."
         )
     return text.select(sorted(random.Random(seed).sample(range(len(text)), limit)))
 
@@ -199,7 +199,7 @@ def _tokenize(
             sources, targets = [line.lower() for line in text.sources], [line.lower() for line in text.targets]
             target_texts = text.target_texts or [target_moses.detokenize(line) for line in targets]
         else:
-            bar = tqdm(zip(text.sources, text.targets, strict=True), f"Tokenising {part}", len(text), leave=False)
+            bar = tqdm(zip(text.sources, text.targets, strict=True), f"Tokenizing {part}", len(text), leave=False)
             tokens = [(source_moses.tokenize(source), target_moses.tokenize(target)) for source, target in bar]
             sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
             target_texts = text.target_texts or text.targets

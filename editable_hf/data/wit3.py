@@ -52,7 +52,7 @@ def is_wit3(folder: Path, source_lang: str, target_lang: str) -> bool:
 
 
 def read_wit3(path: Path, source_lang: str = "de", target_lang: str = "en") -> dict[str, ParallelText]:
-    """Reads, tokenises, cleans and splits WIT3's release; about a minute for the whole of it.
+    """Reads, tokenizes, cleans and splits WIT3's release; about a minute for the whole of it.
 
     An archive is never unpacked to disk: the files needed are found by their base names and read into memory, and
     links and other special members are passed over.
@@ -63,7 +63,7 @@ def read_wit3(path: Path, source_lang: str = "de", target_lang: str = "en") -> d
         target_lang: Language to translate into.
 
     Returns:
-        "train", "validation" and "test": Moses-tokenised and lower-cased, with the raw target in `target_texts`.
+        "train", "validation" and "test": Moses-tokenized and lower-cased, with the raw target in `target_texts`.
 
     Raises:
         FileNotFoundError: If a file of the release is missing.
@@ -86,7 +86,7 @@ def read_wit3(path: Path, source_lang: str = "de", target_lang: str = "en") -> d
 
 
 def is_clean_pair(source: str, target: str) -> bool:
-    """Whether Moses' clean-corpus-n.perl with `-ratio 1.5` and the limits 1 and 175 keeps a tokenised pair."""
+    """Whether Moses' clean-corpus-n.perl with `-ratio 1.5` and the limits 1 and 175 keeps a tokenized pair."""
     num_source, num_target = len(source.split()), len(target.split())
     return (
         0 < num_source <= MAX_TOKENS
@@ -138,7 +138,7 @@ def _segments(data: bytes, name: str) -> list[str]:
 
 def _tokenize(texts: Sequence[str], language: str) -> list[str]:
     preprocessor = MosesPreprocessor(language)
-    return [preprocessor.tokenize(text) for text in tqdm(texts, f"Tokenising {language}", leave=False)]
+    return [preprocessor.tokenize(text) for text in tqdm(texts, f"Tokenizing {language}", leave=False)]
 
 
 def _wanted(name: str) -> bool:

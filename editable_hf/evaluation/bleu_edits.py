@@ -25,7 +25,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
     The unedited model is scored once; after each edit every test sentence is translated again, and BLEU is computed
     from the sentence statistics, so that it equals sacrebleu's corpus score of the edited model.
 
-    `evaluate` takes the option `length_penalty`, the exponent of the length normalisation in `l_e` (default 0). Its
+    `evaluate` takes the option `length_penalty`, the exponent of the length normalization in `l_e` (default 0). Its
     records also have the translation `before` and `after` of the request's source, `verified` (beam search on the
     edited model gives the target), `bleu` and `bleu_detok` of the edited model (0-100), and `changed` (index and new
     translation of each test sentence that changed).
@@ -34,8 +34,8 @@ class BleuDrawdownEvaluator(EditEvaluator):
         model: The model to edit; it is left as it was.
         tokenizer: Its tokenizer.
         sources: Test sentences as the model sees them.
-        references: Their references, Moses-tokenised.
-        reference_texts: Their references as ordinary text, for detokenised BLEU.
+        references: Their references, Moses-tokenized.
+        reference_texts: Their references as ordinary text, for detokenized BLEU.
         target_lang: Language of the references.
         raw_text: The model writes plain text: `bleu` is then the same as `bleu_detok`.
         layers: What an edit may move.

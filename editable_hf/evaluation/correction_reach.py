@@ -10,7 +10,7 @@ from editable_hf.evaluation.bootstrap import bootstrap_mean
 Record = dict[str, Any]
 
 # Lists of a request's related sentences: the first two are to follow the correction, the last is to stay.
-_FOLLOW, _STAY = ("paraphrases", "neighbours"), "unrelated"
+_FOLLOW, _STAY = ("paraphrases", "neighbors"), "unrelated"
 
 
 def related_sentences(request: Mapping[str, Any]) -> list[str]:
@@ -28,7 +28,7 @@ def correction_reach(request: Mapping[str, Any], before: Mapping[str, str], afte
         after: The same by the corrected one.
 
     Returns:
-        `holds` (the source is translated as wanted); for `paraphrases` and `neighbours` the fraction that is
+        `holds` (the source is translated as wanted); for `paraphrases` and `neighbors` the fraction that is
         translated as wanted, with `_before` for the uncorrected model; `unrelated`, the fraction that stayed the same.
     """
     record: Record = {"source": request["source"], "holds": after[request["source"]] == request["target"]}

@@ -69,7 +69,7 @@ def nearest_images(
         candidates: Rows with `pixel_values`.
         embed: From images `(batch, channels, height, width)` to `(batch, dim)`; InceptionV3 in the paper.
         batch_size: Images that are embedded together.
-        exclude_same_index: No query is its own neighbour; for queries and candidates that are the same dataset.
+        exclude_same_index: No query is its own neighbor; for queries and candidates that are the same dataset.
         progress: Title of the progress bar, none if `None`.
 
     Returns:
@@ -97,8 +97,8 @@ def evaluate_generalization(
     model: PreTrainedModel,
     requests: Iterable[Request],
     edit_images: Dataset,
-    neighbour_images: Dataset,
-    neighbours: Sequence[int] | Tensor,
+    neighbor_images: Dataset,
+    neighbors: Sequence[int] | Tensor,
     editor: AnyEditor,
     layers: str | Iterable[str],
     *,
@@ -107,14 +107,14 @@ def evaluate_generalization(
     seed: int = 0,
     progress: str | None = "generalization",
 ) -> list[Record]:
-    """Edits several augmentations of an image at once and classifies augmentations of its nearest neighbour.
+    """Edits several augmentations of an image at once and classifies augmentations of its nearest neighbor.
 
     Args:
         model: The model to edit; it is left as it was.
         requests: Rows with `id`, `image_index`, `target`.
         edit_images: What `image_index` refers to; rows with `pixel_values`, augmented anew at each access.
-        neighbour_images: Where the neighbours are; likewise augmented.
-        neighbours: Index of the neighbour of each image of `edit_images`, see [`nearest_images`].
+        neighbor_images: Where the neighbors are; likewise augmented.
+        neighbors: Index of the neighbor of each image of `edit_images`, see [`nearest_images`].
         editor: How to edit.
         layers: What an edit may move.
         num_augmentations: Of each image, 5 in the paper.
@@ -125,8 +125,8 @@ def evaluate_generalization(
     Several processes share the edits; all of them must call this, and get all records.
 
     Returns:
-        One record for each request: `id`, `image_index`, `target`, `neighbour`, `success`, `num_steps`, `loss_before`,
-        `loss_after`, `before` and `after` (fraction of the neighbour's augmentations with the wanted class),
+        One record for each request: `id`, `image_index`, `target`, `neighbor`, `success`, `num_steps`, `loss_before`,
+        `loss_after`, `before` and `after` (fraction of the neighbor's augmentations with the wanted class),
         `edit_seconds`.
     """
     requests, records = list(requests), []
@@ -138,9 +138,9 @@ def evaluate_generalization(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + number)  # `torch.manual_seed` would seed GPUs too
             own = _augmentations(edit_images, image, num_augmentations, model)
-            other = _augmentations(neighbour_images, int(neighbours[image]), num_augmentations, model)
+            other = _augmentations(neighbor_images, int(neighbors[image]), num_augmentations, model)
         change = partial(edit, model, editor=editor, layers=layers, max_steps=max_steps)
-        return {**_measure(model, request, own, other, change), "neighbour": int(neighbours[image])}
+        return {**_measure(model, request, own, other, change), "neighbor": int(neighbors[image])}
 
     with tqdm(total=len(requests), desc=title, disable=title is None, unit="edit") as bar:
         for new in in_groups(range(len(requests)), 1, lambda numbers: [measure(number) for number in numbers]):

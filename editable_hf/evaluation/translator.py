@@ -35,7 +35,7 @@ class Translator:
     Args:
         model: An encoder-decoder model.
         tokenizer: Its tokenizer.
-        sources: The sentences, tokenised as the model expects.
+        sources: The sentences, tokenized as the model expects.
         num_beams: Beam size.
         batch_size: Sentences decoded together.
         max_length_ratio: A translation gets at most `max_length_ratio * source tokens + 10` tokens, where the longest

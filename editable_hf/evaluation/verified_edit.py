@@ -76,7 +76,7 @@ def verified_edit(
         layers: What may move.
         max_steps: k in Eq. 1, for each round.
         max_rounds: Rounds at most.
-        length_penalty: Exponent of the length normalisation in `l_e`. By default the generation config's own, with
+        length_penalty: Exponent of the length normalization in `l_e`. By default the generation config's own, with
             which `l_e <= 0` speaks of the scores that beam search compares; 0 for greedy decoding.
         reduction: How several constraints are joined, see [`JointConstraint`].
 
@@ -96,8 +96,8 @@ def verified_edit(
         if outcome is not None and not result.success:
             return outcome._replace(num_rounds=num_rounds)
         with edited(model, result):
-            decoded = [decode(model, tokenizer, request["source_ids"]) for request in requests]
-        verified = [ids == list(request["target_ids"]) for ids, request in zip(decoded, requests, strict=True)]
+            decoded = [decode(model, tokenizer, request["input_ids"]) for request in requests]
+        verified = [ids == list(request["labels"]) for ids, request in zip(decoded, requests, strict=True)]
         outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
         outcome = VerifiedEdit(result, requests, outputs, verified, num_rounds)
         if all(verified) or not result.success:
@@ -123,7 +123,7 @@ def _harder(model: PreTrainedModel, request: Request, output: list[int], length_
 
 
 def decoding_length_penalty(model: PreTrainedModel) -> float:
-    """The exponent with which the model's own decoding normalises scores; 0 for greedy decoding."""
+    """The exponent with which the model's own decoding normalizes scores; 0 for greedy decoding."""
     generation = model.generation_config
     if (generation.num_beams or 1) == 1:
         return 0.0
@@ -136,7 +136,7 @@ def joint_constraint(
     """The constraint that an edit for all of `requests` must satisfy, on the model's device.
 
     Args:
-        requests: With a `margin` where the target must win by more than nothing, in nats (after normalisation).
+        requests: With a `margin` where the target must win by more than nothing, in nats (after normalization).
         model: See [`request_constraint`].
         length_penalty: Same.
         reduction: See [`JointConstraint`].
@@ -160,9 +160,9 @@ class WithMargin:
 
 
 @torch.no_grad()
-def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source_ids: Sequence[int]) -> list[int]:
+def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[int]:
     """Token ids that the model as it stands gives for one source, with its own generation config."""
-    inputs = torch.tensor([list(source_ids)], device=model.device)
+    inputs = torch.tensor([list(input_ids)], device=model.device)
     with eval_mode(model):
         (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)

@@ -199,10 +199,10 @@ def measure_generalization(
         return found
     start = rows.start
     nearest = stages.run(
-        "neighbours",
+        "neighbors",
         {"embedding": options.embedding, "data": asdict(config.data)},
         [start, examples.stage],
-        partial(_find_neighbours, config, images, examples, start),
+        partial(_find_neighbors, config, images, examples, start),
     )
     for name in filter(rows.table.get, options.generalization_rows):
         row, network = rows.table[name], rows.networks[name]
@@ -217,7 +217,7 @@ def measure_generalization(
     return found
 
 
-def _find_neighbours(
+def _find_neighbors(
     config: ImageRecipeConfig, images: ImageSets, examples: Examples, start: Stage, folder: Path
 ) -> None:
     name = config.adversarial.embedding
@@ -226,7 +226,7 @@ def _find_neighbours(
     else:
         embed = pooled_embedding(AutoModel.from_pretrained(name).to(load_network(start, images).device))
     nearest = nearest_images(examples.plain, images.test, embed, batch_size=config.evaluation.batch_size)
-    (folder / "neighbours.json").write_text(json.dumps(nearest.tolist()), encoding="utf-8")
+    (folder / "neighbors.json").write_text(json.dumps(nearest.tolist()), encoding="utf-8")
 
 
 def _measure_generalization(
@@ -244,7 +244,7 @@ def _measure_generalization(
         edits.test,
         examples.augmented,
         images.test_augmented,
-        json.loads((nearest.folder / "neighbours.json").read_text(encoding="utf-8")),
+        json.loads((nearest.folder / "neighbors.json").read_text(encoding="utf-8")),
         chosen_editor(row),
         row["layers"].split(","),
         num_augmentations=config.adversarial.num_augmentations,

@@ -54,7 +54,7 @@ _SECTIONS = {
 }
 
 _SMOKE: dict[str, dict[str, Any]] = {
-    "data": {"max_train": 100, "max_validation": 40, "max_test": 40},
+    "data": {"max_train_samples": 100, "max_validation_samples": 40, "max_test_samples": 40},
     "tuning": {"num_trials": 2, "num_edits": 3, "num_images": 20},
     "evaluation": {"num_edits": 3, "num_edits_by_layers": {}},
     "training": {"max_steps": 2},

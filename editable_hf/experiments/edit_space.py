@@ -149,7 +149,7 @@ def explained_variance(divergences: Tensor, num_components: int = 100, *, seed: 
     Args:
         divergences: `(num_edits, num_images)`.
         num_components: As many as the matrix has at most.
-        seed: Of the randomised decomposition.
+        seed: Of the randomized decomposition.
 
     Returns:
         `(num_components,)`, float64, rising towards 1.

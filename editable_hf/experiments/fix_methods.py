@@ -25,7 +25,7 @@ _LAST_COLUMNS = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{
 SENTENCE_COLUMNS = {
     **_FIRST_COLUMNS,
     "paraphrases": ("paraphrases follow", "{:.1%}"),
-    "neighbours": ("neighbours follow", "{:.1%}"),
+    "neighbors": ("neighbors follow", "{:.1%}"),
     "unrelated": ("unrelated stay", "{:.1%}"),
     "bleu_drawdown": ("BLEU drawdown", "{:.3f}"),
     "bleu_drawdown_interval": BLEU_COLUMNS["bleu_drawdown_interval"],
@@ -97,11 +97,11 @@ def by_editing(
 
 
 def by_fine_tuning(model, tokenizer, layers: str, max_steps: int, request: Request, learning_rate: float) -> Params:
-    rows = {"input_ids": request["source_ids"], "labels": request["target_ids"]}
+    rows = {"input_ids": request["input_ids"], "labels": request["labels"]}
     inputs = {key: torch.tensor([ids], device=model.device) for key, ids in rows.items()}
 
     def holds(tuned: PreTrainedModel) -> bool:
-        return decode(tuned, tokenizer, request["source_ids"]) == list(request["target_ids"])
+        return decode(tuned, tokenizer, request["input_ids"]) == list(request["labels"])
 
     how = {"learning_rate": learning_rate, "max_steps": max_steps}
     return fine_tune(model, inputs, holds, layers=layers, **how).params
@@ -112,8 +112,8 @@ def by_retraining(
 ) -> Params:
     """Further updates with dropout, each on random training sentences and the corrected one."""
     collate = DataCollatorForSeq2Seq(tokenizer, model=model)
-    corrected = {"input_ids": request["source_ids"], "labels": request["target_ids"]}
-    corrected["attention_mask"] = [1] * len(request["source_ids"])
+    corrected = {"input_ids": request["input_ids"], "labels": request["labels"]}
+    corrected["attention_mask"] = [1] * len(request["input_ids"])
     trained = copy.deepcopy(model).train()
     own = {name: param for name, param in trained.named_parameters() if param.requires_grad}
     optimizer = torch.optim.AdamW(own.values(), learning_rate, weight_decay=1e-4)

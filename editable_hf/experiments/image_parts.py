@@ -39,9 +39,9 @@ class ImageDataOptions:
     class_ids: str | None = None
     image_size: int | None = None
     num_validation: int | None = None
-    max_train: int | None = None
-    max_validation: int | None = None
-    max_test: int | None = None
+    max_train_samples: int | None = None
+    max_validation_samples: int | None = None
+    max_test_samples: int | None = None
     normalization: str = "own"
 
     def __post_init__(self):

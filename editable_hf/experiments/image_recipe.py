@@ -33,7 +33,7 @@ class RowOptions:
         network: The row whose network is edited here too, with another editor or on other layers.
         compare_to: The row that the drawdown is divided by.
         method: How edits are made: by the gradient editor alone (gradient), with Elastic Weight Consolidation (ewc),
-            or as the other baselines of Table 3 do: deep nearest neighbours (dknn; `layers` give the embeddings) and
+            or as the other baselines of Table 3 do: deep nearest neighbors (dknn; `layers` give the embeddings) and
             a condition vector (cnp; `layers` is the chain that it is added to); or by a closed form (rank_one;
             `layers` is the head).
         num_trials: Trials of a search for the editor's hyperparameters (with ewc also the penalty's weight), as for
@@ -111,7 +111,7 @@ class EvaluationOptions:
     """What the rows are measured on.
 
     Every row's alpha is chosen on validation images, where enough edits succeed for the least drawdown, out of its
-    own (learnt, or `edit_learning_rate`) and `learning_rates`, which lists more of them by editor.
+    own (learned, or `edit_learning_rate`) and `learning_rates`, which lists more of them by editor.
     """
 
     num_edits: int = 1_000
@@ -199,7 +199,7 @@ _SECTIONS = {
 _NAMES = (*_SECTIONS, "training", "pretrain", "models")
 _OWN = (ADVERSARIAL_SECTION, FIGURE_SECTION)  # sections of one recipe
 _SMOKE: dict[str, dict[str, Any]] = {
-    "data": {"max_train": 100, "max_validation": 40, "max_test": 40},
+    "data": {"max_train_samples": 100, "max_validation_samples": 40, "max_test_samples": 40},
     "evaluation": {"num_edits": 3, "num_validation_edits": 2, "num_validation_images": 20, "max_steps": 3},
     "adversarial": {"num_evaluation": 4, "sequence_length": 2, "sequence_runs": 2},
     "figure_2": {"num_edits": 40},

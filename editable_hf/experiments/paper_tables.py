@@ -61,7 +61,7 @@ TABLE_4: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
-# Section 4.3.1, ResNet-18: shares of the neighbours' augmentations that get the edited class.
+# Section 4.3.1, ResNet-18: shares of the neighbors' augmentations that get the edited class.
 GENERALIZATION: list[dict[str, Any]] = [
     {"name": "paper: editable, random", "after": 0.867},
     {"name": "paper: editable, match ranks", "after": 0.859},

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Okabe and Ito's palette: distinguishable with any colour vision.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette: distinguishable with any color vision.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plots_available() -> bool:
@@ -60,11 +60,11 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     """
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for (name, values), colour in zip(drawdowns.items(), COLOURS, strict=False):
+    for (name, values), color in zip(drawdowns.items(), COLORS, strict=False):
         mean = sum(values) / len(values)
         ranks = [100 * (rank + 0.5) / len(values) for rank in range(len(values))]
-        axes.plot(ranks, sorted(values), color=colour, linewidth=2, label=f"{name}, mean {mean:.2f}")
-        axes.axhline(mean, color=colour, linewidth=1, linestyle=":")
+        axes.plot(ranks, sorted(values), color=color, linewidth=2, label=f"{name}, mean {mean:.2f}")
+        axes.axhline(mean, color=color, linewidth=1, linestyle=":")
     axes.set(xlabel="edits, least to most harmful (%)", ylabel="BLEU drawdown (points)", title=title, xlim=(0, 100))
     draw_drawdown_scale(axes)
     axes.legend(frameon=False)
@@ -72,7 +72,7 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
 
 
 def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws the mean drawdown of the error rate with its interval by layers, one colour an editor (Table 2).
+    """Draws the mean drawdown of the error rate with its interval by layers, one color an editor (Table 2).
 
     Args:
         rows: With `name`, `layers`, `drawdown` (a fraction) and `intervals`.
@@ -85,7 +85,7 @@ def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     layers, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layers", "name"))
-    for name, colour in zip(names, COLOURS, strict=False):
+    for name, color in zip(names, COLORS, strict=False):
         own = [row for row in rows if row["name"] == name]
         offset = 0.1 * (names.index(name) - (len(names) - 1) / 2)
         means = [100 * row["drawdown"] for row in own]
@@ -95,7 +95,7 @@ def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) ->
             [100 * value - mean for mean, value in zip(means, high, strict=True)],
         ]
         places = [layers.index(row["layers"]) + offset for row in own]
-        axes.errorbar(places, means, yerr=errors, color=colour, marker="o", linestyle="none", capsize=3, label=name)
+        axes.errorbar(places, means, yerr=errors, color=color, marker="o", linestyle="none", capsize=3, label=name)
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set(ylabel="drawdown of the error rate (points)", title=title, yscale="log")
@@ -120,11 +120,11 @@ def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], 
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for number, (name, rows) in enumerate(curves.items()):
-        colour, line = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number % 3]
+        color, line = COLORS[number % len(COLORS)], ("-", "--", ":")[number % 3]
         places = [100 * row["nearest"] for row in rows]
-        axes.plot(places, [100 * row["changed"] for row in rows], color=colour, linestyle=line, marker="o", label=name)
+        axes.plot(places, [100 * row["changed"] for row in rows], color=color, linestyle=line, marker="o", label=name)
         low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
-        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel="test sentences, nearest to the edited one to farthest (%)", ylabel="translations changed (%)")
     axes.set_title(title)
     axes.set_ylim(bottom=0)
@@ -151,11 +151,11 @@ def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, l
     means = [scale * row[key] for row in rows]
     below = [scale * (row[key] - row["intervals"][key][0]) for row in rows]
     above = [scale * (row["intervals"][key][1] - row[key]) for row in rows]
-    axes.errorbar(means, places, xerr=[below, above], fmt="o", color=COLOURS[1], capsize=3, label="ours")
+    axes.errorbar(means, places, xerr=[below, above], fmt="o", color=COLORS[1], capsize=3, label="ours")
     pairs = zip([row.get(f"paper_{key}") for row in rows], places, strict=True)
     theirs = [(scale * value, place) for value, place in pairs if value is not None]
     if theirs:
-        axes.plot(*zip(*theirs, strict=True), "D", color=COLOURS[0], markerfacecolor="none", label="paper")
+        axes.plot(*zip(*theirs, strict=True), "D", color=COLORS[0], markerfacecolor="none", label="paper")
     axes.set_yticks(places, [row["name"] for row in rows])
     axes.set_ylim(0.4, len(rows) + 0.6)  # with few rows the default cuts the outermost marks
     axes.set_xlabel(label)

@@ -150,7 +150,7 @@ SECTIONS = [
         "What else one could do about a wrong translation",
         "fixes-translation",
         "Corrections to another wording, on the embedded corpus. Paraphrases are other German wordings of the same "
-        "sentence and neighbours sentences of the same template: both should follow. Unrelated sentences should stay. "
+        "sentence and neighbors sentences of the same template: both should follow. Unrelated sentences should stay. "
         "Edits and fine-tuning go on until decoding gives the wanted sentence, or 100 steps.",
         SENTENCE_COLUMNS,
         drawn=("bleu_drawdown", "BLEU drawdown of a correction (points)", 1),

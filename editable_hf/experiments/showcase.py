@@ -39,7 +39,7 @@ def showcase(
         references: Their references, as the model should produce them.
         editor: How to edit.
         max_steps: k in Eq. 1.
-        length_penalty: Exponent of the length normalisation in `l_e`.
+        length_penalty: Exponent of the length normalization in `l_e`.
         num_alternatives: Beam size for the translations that the reference must beat.
 
     Returns:
@@ -82,7 +82,7 @@ def _why_not(
 ) -> str | None:
     """Why there is nothing to see in this edit, or `None`."""
     model, longest = evaluator.model, longest_decodable(evaluator.model)
-    if longest is not None and len(request["target_ids"]) > longest:
+    if longest is not None and len(request["labels"]) > longest:
         return _TOO_LONG
     constraint = request_constraint(request, model, length_penalty)
     # Beam search missed the likeliest translation: `l_e` holds without a step.

@@ -21,9 +21,9 @@ class DataOptions:
     revision: str | None = None
     split_names: dict[str, str] | None = None
     tokenized: bool | None = None
-    max_train: int | None = None
-    max_validation: int | None = None
-    max_test: int | None = None
+    max_train_samples: int | None = None
+    max_validation_samples: int | None = None
+    max_test_samples: int | None = None
 
 
 @dataclass
@@ -106,7 +106,7 @@ _SECTIONS = {
 _TRAINING = ("training", "pretrain", "finetune", "editable")
 
 _SMOKE: dict[str, dict[str, Any]] = {
-    "data": {"max_train": 600, "max_validation": 20, "max_test": 20},
+    "data": {"max_train_samples": 600, "max_validation_samples": 20, "max_test_samples": 20},
     "tokenizer": {"vocab_size": 400},
     "model": {"size": "tiny"},
     "requests": {"num_train": 8, "num_test": 6, "num_alternatives": 4},

@@ -55,7 +55,7 @@ class CifarResNetForImageClassification(ImageClassifier):
     """ResNet of three stages with 16, 32 and 64 channels, without parameters in its shortcuts.
 
     The published weights' names are kept: `conv1`, `layer1.0.bn2`, `linear` and so on. They expect pixels in [0, 1],
-    normalised with the mean and standard deviation of ImageNet.
+    normalized with the mean and standard deviation of ImageNet.
 
     Args:
         config: The architecture.

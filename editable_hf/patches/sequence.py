@@ -13,7 +13,7 @@ from editable_hf.patches.patch import Patch
 from editable_hf.patches.stack import apply_patches, revert_patches
 from editable_hf.training.editor_config import EditorConfig
 
-_KEYS = ("source", "target", "source_ids", "target_ids", "alternatives", "margin")
+_KEYS = ("source", "target", "input_ids", "labels", "alternatives", "margin")
 
 
 class PatchStep(NamedTuple):
@@ -113,5 +113,5 @@ def _broken(model, tokenizer, requests: Sequence[Mapping[str, Any]], holding: se
     return [
         index
         for index in holding
-        if decode(model, tokenizer, requests[index]["source_ids"]) != list(requests[index]["target_ids"])
+        if decode(model, tokenizer, requests[index]["input_ids"]) != list(requests[index]["labels"])
     ]

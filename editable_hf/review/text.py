@@ -10,7 +10,7 @@ from editable_hf.review.words import ADDED, REMOVED, Segment, mark_words
 
 _RED, _GREEN, _BOLD, _DIM, _RESET = "\033[31m", "\033[32m", "\033[1m", "\033[2m", "\033[0m"
 _MARKED = {REMOVED: "[-{}-]", ADDED: "{{+{}+}}"}  # as wdiff does
-_COLOURED = {REMOVED: f"{_RED}{_BOLD}{{}}{_RESET}", ADDED: f"{_GREEN}{_BOLD}{{}}{_RESET}"}
+_COLORED = {REMOVED: f"{_RED}{_BOLD}{{}}{_RESET}", ADDED: f"{_GREEN}{_BOLD}{{}}{_RESET}"}
 _TAGGED = {REMOVED: "<del>{}</del>", ADDED: "<ins>{}</ins>"}
 
 # Sentences come from anywhere: an escape sequence in one would reach the terminal, a line break would end a table row.
@@ -21,21 +21,21 @@ _MAX_MARKDOWN = 60_000  # characters; a comment on GitHub holds 65,536
 
 
 def format_terminal(
-    review: Review, max_changes: int = 20, colour: bool = False, max_drawdown: float | None = None
+    review: Review, max_changes: int = 20, color: bool = False, max_drawdown: float | None = None
 ) -> str:
-    """The review as plain text, changed words marked by colour or as `[-old-]` and `{+new+}`.
+    """The review as plain text, changed words marked by color or as `[-old-]` and `{+new+}`.
 
     Args:
         review: Of a patch.
         max_changes: How many changes to show.
-        colour: Whether the terminal shows ANSI colours.
+        color: Whether the terminal shows ANSI colors.
         max_drawdown: The limit to compare with, none if not given.
     """
-    bold, dim, reset = (_BOLD, _DIM, _RESET) if colour else ("", "", "")
+    bold, dim, reset = (_BOLD, _DIM, _RESET) if color else ("", "", "")
     lines = [f"{bold}{_plain(review.patch)}{reset} on {_plain(review.base_model)}, {_plain(review.regression_set)}"]
     lines += [f"  {line}" for line in summary(review, max_drawdown)]
     for change in review.changes[:max_changes]:
-        before, after = marked(change, _plain, _COLOURED if colour else _MARKED)
+        before, after = marked(change, _plain, _COLORED if color else _MARKED)
         lines += ["", f"{bold}{_plain(change_title(review, change))}{reset}"]
         if review.kind != IMAGE:
             lines.append(f"  {dim}source   {reset} {_plain(change.source)}")

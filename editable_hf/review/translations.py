@@ -49,7 +49,7 @@ def review_translations(
 
     Returns:
         The review. BLEU is case-sensitive, so that a patch that spoils case shows; with sacrebleu's tokenizer "none"
-        for references that are tokenised already, "13a" for others.
+        for references that are tokenized already, "13a" for others.
 
     Raises:
         ValueError: If there are no sources, not as many references, or parameters that the model does not have.

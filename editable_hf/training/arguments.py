@@ -46,7 +46,7 @@ class EditableArguments:
     learn_edit_decays: bool = field(
         default=True, metadata={"help": "Train the editor's other values, such as RMSProp's beta, with the model."}
     )
-    editor_learning_rate: float = field(
+    hyperparameter_learning_rate: float = field(
         default=1e-3,
         metadata={"help": "Outer learning rate of the editor's trained values (Editable+CNP: its encoder); no decay."},
     )
@@ -106,7 +106,7 @@ class EditableArguments:
             raise ValueError(f"`base_loss` must be one of {', '.join(BASE_LOSSES)}, got {self.base_loss!r}.")
         if not self.edit_learning_rate > 0:
             raise ValueError(f"`edit_learning_rate` must be more than 0, got {self.edit_learning_rate}.")
-        for name in ("edit_coef", "locality_coef", "editor_learning_rate"):
+        for name in ("edit_coef", "locality_coef", "hyperparameter_learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         for name in ("edit_max_steps", "edits_per_step"):
@@ -126,7 +126,7 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
     edit_length_penalty: float = field(
         default=0.0,
         metadata={
-            "help": "Exponent of the length normalisation in l_e: 0 compares sentence log-probabilities (the paper), "
+            "help": "Exponent of the length normalization in l_e: 0 compares sentence log-probabilities (the paper), "
             "the decoder's own `length_penalty` makes l_e <= 0 mean that its score is best."
         },
     )

@@ -27,7 +27,7 @@ def editable_names(model: PreTrainedModel, layers: Iterable[str]) -> list[str]:
 
 
 def attach_editor(model: PreTrainedModel, args: EditableArguments) -> None:
-    """Makes the editor a submodule of `model`, so that the optimiser and DDP see its values.
+    """Makes the editor a submodule of `model`, so that the optimizer and DDP see its values.
 
     Weight files hold the ordinary model alone all the same: plain `from_pretrained` must load them without a warning.
     A model that has an editor of another kind (Editable+CNP) keeps it, as a part of the model like any other.
@@ -71,7 +71,7 @@ def separate_group(
 ) -> Optimizer:
     """Gives `parameters` a group of their own in `optimizer`, which is returned, unless they have one or are empty.
 
-    Also in an optimiser that the user made before the editor existed.
+    Also in an optimizer that the user made before the editor existed.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     own = {id(parameter) for parameter in parameters}
@@ -84,7 +84,7 @@ def separate_group(
 
 
 def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Gives the editor of `model` the values that the checkpoint in `folder` had learnt.
+    """Gives the editor of `model` the values that the checkpoint in `folder` had learned.
 
     One that is the model's own came back with the weights.
 
@@ -94,13 +94,13 @@ def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     if has_own_editor(model):
         return
     config = EditorConfig.from_pretrained(folder)
-    parameters, learnt = dict(model.editor.named_parameters()), {} if config is None else config.learnt
-    if set(learnt) != set(parameters):
+    parameters, learned = dict(model.editor.named_parameters()), {} if config is None else config.learned
+    if set(learned) != set(parameters):
         raise ValueError(
-            f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learnt)} "
+            f"The editor of this run learns {sorted(parameters)}, but the checkpoint {folder} holds {sorted(learned)} "
             f"({'no ' if config is None else ''}{EDITOR_CONFIG_NAME}); resume with the same `editor`, "
             "`learn_edit_learning_rate` and `learn_edit_decays`, or start a new run from its weights."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.fill_(learnt[name])
+            parameter.fill_(learned[name])

@@ -23,11 +23,11 @@ class EditorConfig:
 
     Args:
         editor: Name of the editor, a key of `EDITORS`.
-        hyperparameters: Its values, learnt or fixed.
+        hyperparameters: Its values, learned or fixed.
         layers: What an edit may move, as given to `select_parameters`.
         max_steps: k in Eq. 1.
-        length_penalty: Exponent of the length normalisation in `l_e`, for sequence models.
-        learnt: The unconstrained parameters of `LearnableEditor`, so that training resumes exactly.
+        length_penalty: Exponent of the length normalization in `l_e`, for sequence models.
+        learned: The unconstrained parameters of `LearnableEditor`, so that training resumes exactly.
         library_version: Version of `editable_hf` that wrote the file.
     """
 
@@ -36,7 +36,7 @@ class EditorConfig:
     layers: list[str] = field(default_factory=lambda: ["last_decoder_layer"])
     max_steps: int = 10
     length_penalty: float = 0.0
-    learnt: dict[str, float] = field(default_factory=dict)
+    learned: dict[str, float] = field(default_factory=dict)
     library_version: str = __version__
 
     @classmethod
@@ -47,8 +47,8 @@ class EditorConfig:
         """
         if not isinstance(editor, LearnableEditor):
             return cls(editor.name, editor.values(), layers, editor.max_steps)
-        learnt = {name: parameter.item() for name, parameter in editor.named_parameters()}
-        return cls(editor.name, editor.values(), layers, max_steps, learnt=learnt)
+        learned = {name: parameter.item() for name, parameter in editor.named_parameters()}
+        return cls(editor.name, editor.values(), layers, max_steps, learned=learned)
 
     def build_editor(self, **overrides: float) -> Editor:
         """The editor with these hyperparameters, as plain numbers.
@@ -111,6 +111,6 @@ _EXPECTED = {
     "layers": NAMES,
     "max_steps": COUNT,
     "length_penalty": NUMBER,
-    "learnt": NUMBERS,
+    "learned": NUMBERS,
     "library_version": TEXT,
 }

@@ -38,7 +38,7 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
         args: [`EditableImageTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.
         edit_dataset: Rows with `pixel_values` `(channels, height, width)` and either `target`, the wanted class, or
             `rank`, its 0-based place among the predictions that the model makes at that moment (section 4.3.1); see
-            [`ImageEditRequests`]. Without it the trainer minimises the base loss alone.
+            [`ImageEditRequests`]. Without it the trainer minimizes the base loss alone.
         train_dataset: Rows with `pixel_values` and `labels`.
         eval_dataset: Same.
         compute_metrics: The error rate, unless given.

@@ -29,7 +29,7 @@ from editable_hf.training.term_log import TermLog
 class EditableTrainerMixin(TrainerHooks, ABC):
     """Adds Editable Training to a `Trainer`; a subclass defines the constraint and the locality loss."""
 
-    # compute_loss normalises by the whole accumulated batch itself.
+    # compute_loss normalizes by the whole accumulated batch itself.
     loss_is_scaled_for_ga = True
 
     @abstractmethod
@@ -109,7 +109,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
 
     def create_optimizer(self, model=None):
         optimizer, editor = super().create_optimizer(model), self.model.editor
-        return separate_group(optimizer, editor.parameters(), self.args.editor_learning_rate)
+        return separate_group(optimizer, editor.parameters(), self.args.hyperparameter_learning_rate)
 
     def write_model(self, folder: str, state_dict: dict[str, Any] | None) -> None:
         super().write_model(folder, state_dict)

@@ -34,8 +34,8 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
     Args:
         model: Any Hugging Face encoder-decoder model, as it is loaded.
         args: [`EditableSeq2SeqTrainingArguments`]; their defaults, in the folder `trainer_output`, if not given.
-        edit_dataset: Requests with columns `source_ids`, `target_ids`, `alternatives`
-            (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimises the base loss
+        edit_dataset: Requests with columns `input_ids`, `labels`, `alternatives`
+            (from [`make_edit_requests`] or [`read_edit_requests`]). Without it the trainer minimizes the base loss
             alone, which is the control that an editable model is compared with. A `Dataset`, a list of rows, a dict
             of columns, or anything with a length whose rows are dicts.
 
@@ -181,7 +181,7 @@ def _as_requests(edit_dataset) -> Sized:
     if len(edit_dataset) == 0:
         raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")
     columns = sorted(edit_dataset[0])
-    missing = {"source_ids", "target_ids", "alternatives"} - set(columns)
+    missing = {"input_ids", "labels", "alternatives"} - set(columns)
     if missing:
         raise ValueError(
             f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {columns}. Build it with "

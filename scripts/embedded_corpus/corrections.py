@@ -6,7 +6,7 @@ from typing import TypedDict
 from corpus import TEMPLATES
 from template import Template, english, german
 
-_NUM_NEIGHBOURS = 4
+_NUM_NEIGHBORS = 4
 _NUM_UNRELATED = 4
 
 
@@ -38,17 +38,17 @@ def _request(template: Template, rng: random.Random) -> dict:
     wording = rng.choice(template.en_alternatives)
     filling = template.sample(rng)
     source, target = german(template.de, filling), english(wording, filling)
-    neighbours: dict[str, str] = {}
-    while len(neighbours) < _NUM_NEIGHBOURS:
+    neighbors: dict[str, str] = {}
+    while len(neighbors) < _NUM_NEIGHBORS:
         other = template.sample(rng)
         if german(template.de, other) != source:
-            neighbours[german(template.de, other)] = english(wording, other)
+            neighbors[german(template.de, other)] = english(wording, other)
     return {
         "source": source,
         "target": target,
         "template": template.id,
         "paraphrases": [Translation(source=german(de, filling), target=target) for de in template.de_paraphrases],
-        "neighbours": [Translation(source=de, target=en) for de, en in neighbours.items()],
+        "neighbors": [Translation(source=de, target=en) for de, en in neighbors.items()],
         "unrelated": _unrelated(template, rng),
     }
 

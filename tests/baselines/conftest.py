@@ -36,7 +36,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def references():
-    """Noisy enough that neighbours disagree."""
+    """Noisy enough that neighbors disagree."""
     return image_rows(60, seed=5, noise=2.0)
 
 

@@ -27,7 +27,7 @@ from editable_hf.models import CifarResNetForImageClassification
 
 
 def embeddings(rows, layer):
-    """Of one layer of [`tiny_resnet`], pooled and normalised by hand, one image at a time."""
+    """Of one layer of [`tiny_resnet`], pooled and normalized by hand, one image at a time."""
     model, outputs = tiny_resnet(), []
     model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():

@@ -58,8 +58,8 @@ def test_weight_of_zero_is_the_plain_editor(name, constraint, fisher):
     ],
     ids=["gd", "rmsprop", "momentum", "adam"],
 )
-def test_edit_descends_the_penalised_loss(ours, formula, image, constraint, fisher):
-    """Against the penalised loss written out and differentiated as one expression."""
+def test_edit_descends_the_penalized_loss(ours, formula, image, constraint, fisher):
+    """Against the penalized loss written out and differentiated as one expression."""
     weight, model = 30.0, tiny_resnet()
     names = list(fisher)
     start = {name: model.get_parameter(name).detach().clone() for name in names}
@@ -207,7 +207,7 @@ def test_fisher_leaves_the_model_alone(rows):
     assert all(param.grad is None for param in model.parameters())
 
 
-def test_normalised_fisher_has_mean_one_and_survives_a_file(fisher, tmp_path):
+def test_normalized_fisher_has_mean_one_and_survives_a_file(fisher, tmp_path):
     normalized = normalize_fisher(fisher)
     flat, old = (torch.cat([value.flatten() for value in each.values()]) for each in (normalized, fisher))
     assert flat.mean().item() == pytest.approx(1)

@@ -49,7 +49,7 @@ def test_history_is_the_constraint_after_each_flip(references, queries):
     assert result.history == pytest.approx(losses[: len(result.history)], abs=1e-6)
 
 
-def test_one_neighbour_takes_one_flip(references, queries):
+def test_one_neighbor_takes_one_flip(references, queries):
     model = build(references, "chain3", k=1)
     for row in queries[:6]:
         (index,) = model.search(pixels([row]))[0].flatten().tolist()
@@ -60,8 +60,8 @@ def test_one_neighbour_takes_one_flip(references, queries):
         assert kept.num_steps == 0 and torch.equal(kept.params["labels"], model.labels)
 
 
-def test_when_all_neighbours_have_the_class_it_is_predicted(references, queries):
-    """Also where no vote less would do: as many references of another class, all of them neighbours."""
+def test_when_all_neighbors_have_the_class_it_is_predicted(references, queries):
+    """Also where no vote less would do: as many references of another class, all of them neighbors."""
     alike = [{**row, "labels": 0} for row in references[:6]]
     model = build(alike, k=6)
     result = edit(model, constraint(queries[0], 4), flip_labels(), "labels")

@@ -226,14 +226,14 @@ def test_learnable_editor_round_trips_values(name):
 @every_editor
 @pytest.mark.parametrize("learn_learning_rate", [False, True])
 @pytest.mark.parametrize("learn_decays", [False, True])
-def test_learnt_are_parameters_and_fixed_are_exact_floats(name, learn_learning_rate, learn_decays):
+def test_learned_are_parameters_and_fixed_are_exact_floats(name, learn_learning_rate, learn_decays):
     learnable = LearnableEditor(name, learn_learning_rate, learn_decays)
     decays = set(EDITORS[name].defaults) - {"learning_rate"}
-    learnt = (decays if learn_decays else set()) | ({"learning_rate"} if learn_learning_rate else set())
-    assert {key for key, _ in learnable.named_parameters()} == learnt
-    assert set(learnable.state_dict()) == learnt
+    learned = (decays if learn_decays else set()) | ({"learning_rate"} if learn_learning_rate else set())
+    assert {key for key, _ in learnable.named_parameters()} == learned
+    assert set(learnable.state_dict()) == learned
     for key, value in learnable.hyperparameters().items():
-        if key in learnt:
+        if key in learned:
             assert value.requires_grad and value.shape == ()
         else:
             assert value == EDITORS[name].defaults[key] and type(value) is float
@@ -279,7 +279,7 @@ def test_value_out_of_range(name, key, value, learn):
 
 
 @every_editor
-def test_no_optimiser_step_leaves_the_range(name):
+def test_no_optimizer_step_leaves_the_range(name):
     learnable = LearnableEditor(name, learn_learning_rate=True)
     for shift in (-8.0, 16.0):
         with torch.no_grad():
@@ -308,7 +308,7 @@ def test_state_dict_round_trip_is_exact(name):
 
 
 @every_editor
-def test_gradient_reaches_the_learnt_hyperparameters(name):
+def test_gradient_reaches_the_learned_hyperparameters(name):
     learnable = LearnableEditor(name, learn_learning_rate=True).double()
     end = flat(run(learnable.build(), small_mlp, with_grad(start()), 3)[-1])
     end.square().sum().backward()

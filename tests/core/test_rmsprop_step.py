@@ -28,10 +28,10 @@ def scalar(value, as_tensor):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0, 3)])
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("learnt", [(True, True), (True, False), (False, True), (False, False)])
-def test_derivative(shape, first, learnt):
+@pytest.mark.parametrize("learned", [(True, True), (True, False), (False, True), (False, False)])
+def test_derivative(shape, first, learned):
     grad, old = random(*shape), None if first else random(*shape, seed=1, positive=True)
-    rate, beta = scalar(0.3, learnt[0]), scalar(0.7, learnt[1])
+    rate, beta = scalar(0.3, learned[0]), scalar(0.7, learned[1])
     given = [value for value in (grad, old, rate, beta) if isinstance(value, torch.Tensor)]
 
     def step(*values):

@@ -84,23 +84,23 @@ def test_requests_are_well_formed(requests, corpus):
     assert len(requests) == len(set(requests["source"])) == 300
     for request in requests:
         assert request["target"] not in known_targets
-        assert request["paraphrases"] and len(request["neighbours"]) == 4 and len(request["unrelated"]) == 4
+        assert request["paraphrases"] and len(request["neighbors"]) == 4 and len(request["unrelated"]) == 4
         for paraphrase in request["paraphrases"]:
             assert paraphrase["source"] != request["source"]
             assert paraphrase["target"] == request["target"]
-        for neighbour in request["neighbours"]:
-            assert neighbour["source"] != request["source"]
-            assert neighbour["target"] not in known_targets
+        for neighbor in request["neighbors"]:
+            assert neighbor["source"] != request["source"]
+            assert neighbor["target"] not in known_targets
         for pair in request["unrelated"]:
             assert translations.get(pair["source"], pair["target"]) == pair["target"]
 
 
-def test_requests_neighbours_follow_the_wanted_wording():
+def test_requests_neighbors_follow_the_wanted_wording():
     # In this template the wanted wording replaces "costs" by "The price of ... is".
     prices = [row for row in embedded_requests(200) if row["template"] == "shopping.price"]
     assert prices
     for row in prices:
-        assert all(pair["target"].startswith("The price of") for pair in row["neighbours"])
+        assert all(pair["target"].startswith("The price of") for pair in row["neighbors"])
         assert all(not pair["target"].startswith("The price of") for pair in row["unrelated"])
 
 

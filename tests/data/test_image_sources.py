@@ -96,7 +96,7 @@ def test_unpacked_archive_is_found_in_its_folder(tmp_path, arrays):
     assert sizes(load_image_data("cifar10", path=str(tmp_path), num_validation=10))["train"] == 30
 
 
-def test_test_set_is_recognised_by_content(tmp_path, arrays, monkeypatch):
+def test_test_set_is_recognized_by_content(tmp_path, arrays, monkeypatch):
     write_binary(tmp_path, arrays)
     monkeypatch.setattr(images, "_CIFAR10_TEST_SHA256", images._sha256(*arrays["test"]))
     data = load_image_data("cifar10", path=tmp_path, num_validation=5)

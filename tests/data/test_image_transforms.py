@@ -65,7 +65,7 @@ def test_crops_are_uniform_and_half_are_mirrored():
     assert abs(counts[..., 1].sum() / num_draws - 0.5) < 4 * 0.5 / math.sqrt(num_draws)
 
 
-def test_crops_equal_plain_indexing_and_normalisation():
+def test_crops_equal_plain_indexing_and_normalization():
     array = picture(32, 32)
     table = placements(array, 32, 4)
     torch.manual_seed(1)
@@ -134,13 +134,13 @@ def test_seed_governs_and_transforms_pickle():
         assert not torch.equal(transform.pixels([image] * 4), first)
 
 
-def test_eval_without_resize_only_normalises():
+def test_eval_without_resize_only_normalizes():
     array = picture(16, 16)
     torch.testing.assert_close(EvalTransform(16, MEAN, STD).pixels([Image.fromarray(array)])[0], normalized(array))
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (20, 20)])
-def test_eval_resizes_the_shorter_side_and_crops_the_centre(height, width):
+def test_eval_resizes_the_shorter_side_and_crops_the_center(height, width):
     image = Image.fromarray(picture(height, width))
     scaled = np.asarray(image.resize((width * 10 // min(height, width), height * 10 // min(height, width)), 2))
     assert min(scaled.shape[:2]) == 10

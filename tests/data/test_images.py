@@ -56,11 +56,13 @@ def test_seed_changes_validation_but_not_the_test_set(digits):
 
 def test_limits_take_samples():
     pytest.importorskip("sklearn")
-    data = load_image_data("embedded", num_validation=100, max_train=30, max_validation=20, max_test=10)
+    data = load_image_data(
+        "embedded", num_validation=100, max_train_samples=30, max_validation_samples=20, max_test_samples=10
+    )
     assert sizes(data) == {"train": 30, "validation": 20, "test": 10}
     assert data.test_name == "test part of scikit-learn's digits (10 sampled of 400 images)"
     with pytest.raises(ValueError, match="limit for 'test' is 0"):
-        load_image_data("embedded", max_test=0)
+        load_image_data("embedded", max_test_samples=0)
     with pytest.raises(ValueError, match="between 1 and 1396 of 1397 training images, but `num_validation` is 1397"):
         load_image_data("embedded", num_validation=1397)
 

@@ -42,10 +42,10 @@ def test_requests_and_decoding_have_the_languages(model, multilingual):
     (request,) = make_edit_requests(
         model, multilingual, ["der hund"], targets=["the dog"], num_alternatives=3, progress=None
     )
-    assert request["source_ids"][0] == german and request["target_ids"][0] == french
+    assert request["input_ids"][0] == german and request["labels"][0] == french
     assert request["target"] == "the dog"
     assert request["alternatives"] and all(ids[0] == french for ids in request["alternatives"])
-    assert decode(model, multilingual, request["source_ids"])[0] == french
+    assert decode(model, multilingual, request["input_ids"])[0] == french
 
 
 def test_token_of_the_language_does_not_count(model, multilingual):
@@ -55,14 +55,14 @@ def test_token_of_the_language_does_not_count(model, multilingual):
         model, multilingual, ["der hund"], targets=["the dog"], num_alternatives=3, progress=None
     )
     model = model.double()
-    source = torch.tensor([request["source_ids"]])
+    source = torch.tensor([request["input_ids"]])
 
     def score(ids):
         decoder_ids = torch.tensor([[2, *ids[:-1]]])
         logits = model(input_ids=source, decoder_input_ids=decoder_ids).logits[0].log_softmax(-1)
         return sum(logits[place, token].item() for place, token in enumerate(ids) if place > 0)
 
-    expected = max(map(score, request["alternatives"])) - score(request["target_ids"])
+    expected = max(map(score, request["alternatives"])) - score(request["labels"])
     result = edit(model, request_constraint(request, model), rmsprop(1e-3), "last_decoder_layer", 0)
     assert result.history[0] == pytest.approx(expected, rel=1e-9)
 

@@ -48,7 +48,7 @@ def test_detokenize_undoes_tokenize(text):
     assert moses.detokenize(moses.tokenize(text)) == text
 
 
-def test_tokenized_text_is_recognised():
+def test_tokenized_text_is_recognized():
     assert looks_tokenized(TOKENIZED)
     assert looks_tokenized([text.capitalize() for text in TOKENIZED])
 

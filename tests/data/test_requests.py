@@ -33,26 +33,26 @@ def test_causal_models_are_refused(tokenizer, architecture):
     with pytest.raises(TypeError, match=f"encoder-decoder model .* got {architecture}"):
         make_edit_requests(model, tokenizer, ["der hund"])
     with pytest.raises(TypeError, match="which has no encoder"):
-        request_constraint({"source_ids": [4], "target_ids": [5], "alternatives": [[6]]}, model)
+        request_constraint({"input_ids": [4], "labels": [5], "alternatives": [[6]]}, model)
 
 
 def test_columns(make, sentence_pairs, tokenizer):
     sources = sentence_pairs[0][:5]
     requests = make(sources, temperature=1.0, batch_size=2)
-    assert set(requests.column_names) == {"id", "source", "target", "source_ids", "target_ids", "alternatives"}
+    assert set(requests.column_names) == {"id", "source", "target", "input_ids", "labels", "alternatives"}
     assert len(requests) == 5
     for row in requests:
         assert row["source"] == sources[row["id"]]
-        assert row["source_ids"] == tokenizer(row["source"])["input_ids"]
-        assert row["target"] == tokenizer.decode(row["target_ids"], skip_special_tokens=True)
+        assert row["input_ids"] == tokenizer(row["source"])["input_ids"]
+        assert row["target"] == tokenizer.decode(row["labels"], skip_special_tokens=True)
         alternatives = row["alternatives"]
         assert 3 <= len(alternatives) <= 4
         assert len({tuple(ids) for ids in alternatives}) == len(alternatives)
-        assert row["target_ids"] not in alternatives
-        for ids in (row["target_ids"], *alternatives):
+        assert row["labels"] not in alternatives
+        for ids in (row["labels"], *alternatives):
             assert len(ids) <= 39 and 1 not in ids and ids.count(2) <= 1
             assert 2 not in ids or ids[-1] == 2
-        assert row["target_ids"][-1] == 2
+        assert row["labels"][-1] == 2
 
 
 def test_alternatives_are_the_beam(make, trained_marian, sentence_pairs, tokenizer):
@@ -80,12 +80,12 @@ def test_alternatives_do_not_depend_on_the_batch(make, sentence_pairs):
 def test_targets_are_sampled_by_seed_alone(make, sentence_pairs):
     sources = sentence_pairs[0][:4]
     torch.manual_seed(5)
-    first = make(sources, temperature=3.0, seed=1)["target_ids"]
+    first = make(sources, temperature=3.0, seed=1)["labels"]
     torch.manual_seed(6)
     state = torch.random.get_rng_state()
-    assert make(sources, temperature=3.0, seed=1)["target_ids"] == first
+    assert make(sources, temperature=3.0, seed=1)["labels"] == first
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert make(sources, temperature=3.0, seed=2)["target_ids"] != first
+    assert make(sources, temperature=3.0, seed=2)["labels"] != first
 
 
 def test_temperature_counts(make, sentence_pairs):
@@ -119,7 +119,7 @@ def test_given_targets(make, sentence_pairs, tokenizer, trained_marian):
     requests = make(sources[:3], targets=targets[1:4], batch_size=2, first_id=7)
     assert requests["id"] == [7, 8, 9]
     assert requests["target"] == targets[1:4]
-    assert requests["target_ids"] == tokenizer(text_target=targets[1:4])["input_ids"]
+    assert requests["labels"] == tokenizer(text_target=targets[1:4])["input_ids"]
     constraint = request_constraint(requests[0], trained_marian)
     value = constraint(FunctionalModel(trained_marian, ["model.shared.weight"]), {})
     assert value > 1  # nats: the model prefers its own translations by far
@@ -137,7 +137,7 @@ def test_sampled_target_that_is_cut_is_left_out(make, sentence_pairs, monkeypatc
     sources = sentence_pairs[0][:3]
     whole = make(sources, temperature=1.0)
     assert len(whole) == 3
-    lengths = {row["id"]: len(row["target_ids"]) for row in whole}
+    lengths = {row["id"]: len(row["labels"]) for row in whole}
     longest = max(lengths.values())
     kept = [number for number, length in lengths.items() if length < longest]
     assert kept
@@ -221,7 +221,7 @@ def test_empty_file(tmp_path, trained_marian, tokenizer):
 
 
 def test_constraint_with_an_empty_source(trained_marian):
-    row = {"id": 4, "source_ids": [], "target_ids": [5, 2], "alternatives": [[6, 2]]}
+    row = {"id": 4, "input_ids": [], "labels": [5, 2], "alternatives": [[6, 2]]}
     with pytest.raises(ValueError, match="Edit request 4 has an empty source"):
         request_constraint(row, trained_marian)
 
@@ -229,14 +229,14 @@ def test_constraint_with_an_empty_source(trained_marian):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"target_ids": [], "alternatives": [[6, 2]]}, "target is empty"),
-        ({"target_ids": [5] * 40 + [2], "alternatives": [[6, 2]]}, "41 tokens, but the model decodes at most 40"),
-        ({"target_ids": [5, 2], "alternatives": [[5, 2]]}, "No alternative differs"),
+        ({"labels": [], "alternatives": [[6, 2]]}, "target is empty"),
+        ({"labels": [5] * 40 + [2], "alternatives": [[6, 2]]}, "41 tokens, but the model decodes at most 40"),
+        ({"labels": [5, 2], "alternatives": [[5, 2]]}, "No alternative differs"),
     ],
 )
 def test_constraint_of_a_bad_request(trained_marian, row, message):
     with pytest.raises(ValueError, match=message):
-        request_constraint({"source_ids": [5, 2], **row}, trained_marian)
+        request_constraint({"input_ids": [5, 2], **row}, trained_marian)
 
 
 # Drawing

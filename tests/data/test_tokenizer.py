@@ -39,11 +39,11 @@ def character_tokenizer():
 def test_round_trip_of_any_text_of_the_same_characters(character_tokenizer, text):
     ids = character_tokenizer(text)["input_ids"]
     assert character_tokenizer.decode(ids, skip_special_tokens=True) == text
-    target_ids = character_tokenizer(text_target=text)["input_ids"]
-    assert target_ids == ids
+    labels = character_tokenizer(text_target=text)["input_ids"]
+    assert labels == ids
 
 
-def test_unnormalised(character_tokenizer):
+def test_unnormalized(character_tokenizer):
     # NFKC would join the two characters of a-umlaut; the unknown one shows that nothing did.
     ids = character_tokenizer("a\u0308")["input_ids"]
     assert 3 in ids
@@ -74,7 +74,7 @@ def test_same_texts_give_the_same_pieces(sentence_pairs, tokenizer):
 
 @pytest.mark.parametrize("vocab_size", [5000, 6])
 def test_impossible_vocabulary(sentence_pairs, vocab_size):
-    with pytest.raises(ValueError, match=f"A vocabulary of {vocab_size} pieces cannot be learnt.*`vocab_size`"):
+    with pytest.raises(ValueError, match=f"A vocabulary of {vocab_size} pieces cannot be learned.*`vocab_size`"):
         train_tokenizer(sentence_pairs[0], vocab_size=vocab_size)
 
 

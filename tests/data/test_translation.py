@@ -88,7 +88,7 @@ def test_limits_take_a_reproducible_sample_in_order(tmp_path):
     folder = str(
         write_folder(tmp_path / "f", de=[f"satz {n} ." for n in range(50)], en=[f"no {n} ." for n in range(50)])
     )
-    data = load_translation_data(folder, max_train=10, max_validation=60, max_test=20, seed=3)
+    data = load_translation_data(folder, max_train_samples=10, max_validation_samples=60, max_test_samples=20, seed=3)
     expected = sorted(random.Random(3).sample(range(50), 10))
     assert list(data.splits["train"]["source"]) == [f"satz {n} ." for n in expected]
     assert list(data.splits["train"]["target"]) == [f"no {n} ." for n in expected]
@@ -190,7 +190,7 @@ def test_subword_units_are_an_error(tmp_path):
 def test_mixed_forms_are_an_error(tmp_path):
     write_folder(tmp_path, ("train", "valid"))
     write_folder(tmp_path, ("test",), ["Wir sind da."], ["We are here."])
-    with pytest.raises(ValueError, match=r"mixed \(train tokenised, validation tokenised, test raw\)"):
+    with pytest.raises(ValueError, match=r"mixed \(train tokenized, validation tokenized, test raw\)"):
         load_translation_data(str(tmp_path))
 
 
@@ -210,7 +210,7 @@ def test_missing_path_is_an_error(tmp_path, monkeypatch, source):
 
 def test_limit_below_one_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one pair, but the limit for 'train' is 0"):
-        load_translation_data(str(write_folder(tmp_path)), max_train=0)
+        load_translation_data(str(write_folder(tmp_path)), max_train_samples=0)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_embedded_corpus_keeps_its_own_columns(monkeypatch):
         load_translation_data("embedded", source_lang="en", target_lang="de")
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenised IWSLT14 corpus")
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 def test_iwslt14_has_the_papers_splits_untouched():
     folder = SHARED / "iwslt14_de_en"
     data = load_translation_data(str(folder))
@@ -310,7 +310,7 @@ def test_iwslt14_has_the_papers_splits_untouched():
     assert data.test_name == "IWSLT14 test set as in fairseq's preparation (6,750 pairs)"
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenised IWSLT14 corpus")
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 @pytest.mark.parametrize("language", ["de", "en"])
 def test_tokenizing_iwslt14_gives_fairseqs_tokens(language):
     from editable_hf.data.moses import MosesPreprocessor
@@ -318,14 +318,14 @@ def test_tokenizing_iwslt14_gives_fairseqs_tokens(language):
 
     moses, folder = MosesPreprocessor(language), SHARED / "iwslt14_de_en"
     raw = read_lines(folder / f"test.raw.{language}.xz")
-    # fairseq's script replaces this apostrophe in the test files before it tokenises them.
+    # fairseq's script replaces this apostrophe in the test files before it tokenizes them.
     tokens = [moses.tokenize(line.replace("’", "'")) for line in raw]
     assert tokens == read_lines(folder / f"test.{language}.xz")
 
 
 @pytest.mark.skipif(not (SHARED / "multi30k_de_en").is_dir(), reason="needs Multi30k")
 def test_multi30k_raw_folder_loads():
-    data = load_translation_data(str(SHARED / "multi30k_de_en"), max_train=200)
+    data = load_translation_data(str(SHARED / "multi30k_de_en"), max_train_samples=200)
     assert {part: len(split) for part, split in data.splits.items()} == {
         "train": 200,
         "validation": 1014,

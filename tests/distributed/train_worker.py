@@ -85,10 +85,10 @@ def build_requests(model, seed):
     """Two requests, ordered so that the first one drawn takes several steps and the second one none."""
     rows = []
     for several in (True, False):
-        row = {"source_ids": [5, 6, 7, 2], "target_ids": [8, 9, 10, 2], "alternatives": [[11, 12, 2]]}
+        row = {"input_ids": [5, 6, 7, 2], "labels": [8, 9, 10, 2], "alternatives": [[11, 12, 2]]}
         loss = edit(model, request_constraint(row, model), rmsprop(1e-3), "last_decoder_layer", 0).loss
         if (loss.item() > 0) != several:
-            row |= {"target_ids": row["alternatives"][0], "alternatives": [row["target_ids"]]}
+            row |= {"labels": row["alternatives"][0], "alternatives": [row["labels"]]}
         rows.append(row)
     if draw_requests(2, 0, 2, seed) == [1, 0]:
         rows.reverse()
@@ -106,7 +106,7 @@ def run(name, folder):
         max_grad_norm=0.0,
         label_smoothing_factor=0.1,
         learn_edit_learning_rate=True,
-        editor_learning_rate=0.05,
+        hyperparameter_learning_rate=0.05,
         edit_max_steps=3,
         logging_steps=1,
         save_strategy="no",

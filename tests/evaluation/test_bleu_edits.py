@@ -72,12 +72,12 @@ def corpus_scores(translations, references, texts):
 
 def brute_force(model, request, names, alpha):
     """The model after the edit, as a copy of its own, by the formulas of the paper."""
-    source = torch.tensor([request["source_ids"]])
+    source = torch.tensor([request["input_ids"]])
     inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
 
     def constraint(model):
         start = model.config.decoder_start_token_id
-        return reference.sequence_constraint(model, inputs, request["target_ids"], request["alternatives"], start)
+        return reference.sequence_constraint(model, inputs, request["labels"], request["alternatives"], start)
 
     editor = lambda grads: reference.rmsprop(grads, alpha, 0.5)  # noqa: E731
     params, losses = reference.edit_copy(model, constraint, names, editor, STEPS)

@@ -12,7 +12,7 @@ def pairs(*names):
 
 @pytest.fixture
 def request_row():
-    related = {"paraphrases": pairs("b"), "neighbours": pairs("c", "d", "e", "f"), "unrelated": pairs("x", "y")}
+    related = {"paraphrases": pairs("b"), "neighbors": pairs("c", "d", "e", "f"), "unrelated": pairs("x", "y")}
     return {"source": "a", "target": "A", **related}
 
 
@@ -24,12 +24,12 @@ def test_shares_are_counted(request_row):
         "holds": True,
         "paraphrases": 1.0,
         "paraphrases_before": 0.0,
-        "neighbours": 0.75,
-        "neighbours_before": 0.25,
+        "neighbors": 0.75,
+        "neighbors_before": 0.25,
         "unrelated": 0.5,  # stays as it was, right or wrong
     }
     nothing = correction_reach(request_row, before, before)
-    assert not nothing["holds"] and nothing["unrelated"] == 1 and nothing["neighbours"] == 0.25
+    assert not nothing["holds"] and nothing["unrelated"] == 1 and nothing["neighbors"] == 0.25
 
 
 def test_means_over_corrections(request_row):
@@ -46,4 +46,4 @@ def test_sentences_of_an_embedded_request():
     request = embedded_requests(3)[2]
     found = related_sentences(request)
     assert found[0] == request["source"] and len(found) == len(set(found))
-    assert len(found) == 1 + sum(len(request[name]) for name in ("paraphrases", "neighbours", "unrelated"))
+    assert len(found) == 1 + sum(len(request[name]) for name in ("paraphrases", "neighbors", "unrelated"))

@@ -28,11 +28,11 @@ from editable_hf.evaluation.generalization import (
 COUNT, ALPHA, STEPS = 4, 2e-4, 6
 
 
-# Nearest neighbours
+# Nearest neighbors
 
 
 def projection(images):
-    """An embedding of 7 numbers; neighbours by it are not those by pixels."""
+    """An embedding of 7 numbers; neighbors by it are not those by pixels."""
     weights = torch.randn(images[0].numel(), 7, generator=torch.Generator().manual_seed(0)).double()
     return images.flatten(1).double() @ weights * torch.logspace(0, 3, 7).double()
 
@@ -60,7 +60,7 @@ def test_nearest_images(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [3, 100])
-def test_no_image_is_its_own_neighbour(batch_size):
+def test_no_image_is_its_own_neighbor(batch_size):
     rows = image_rows(10, noise=3.0)
     options = {"batch_size": batch_size, "progress": None}
     assert nearest_images(rows, rows, projection, **options).tolist() == list(range(10))
@@ -115,17 +115,17 @@ def augmentations(dataset, index, count):
 
 
 def test_records_by_hand(setup):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
     before = snapshot(model)
     options = {"num_augmentations": COUNT, "max_steps": STEPS, "progress": None}
     records = evaluate_generalization(
-        model, rows, own, other, torch.tensor(neighbours), rmsprop(ALPHA), "chain3", seed=3, **options
+        model, rows, own, other, torch.tensor(neighbors), rmsprop(ALPHA), "chain3", seed=3, **options
     )
     assert changed_names(model, before) == []
     for number, (row, record) in enumerate(zip(rows, records, strict=True)):
         torch.manual_seed(3 + number)
-        neighbour = neighbours[row["image_index"]]
-        images, similar = augmentations(own, row["image_index"], COUNT), augmentations(other, neighbour, COUNT)
+        neighbor = neighbors[row["image_index"]]
+        images, similar = augmentations(own, row["image_index"], COUNT), augmentations(other, neighbor, COUNT)
         result = edit(model, ClassConstraint({"pixel_values": images}, row["target"]), rmsprop(ALPHA), "chain3", STEPS)
         shares = []
         for params in ({}, result.params):
@@ -138,7 +138,7 @@ def test_records_by_hand(setup):
         assert seconds > 0
         assert record == {
             **row,
-            "neighbour": neighbour,
+            "neighbor": neighbor,
             "success": result.success,
             "num_steps": result.num_steps,
             "loss_before": result.history[0],
@@ -165,7 +165,7 @@ def test_edits_hold_for_every_augmentation(setup):
 
 
 def test_seed_alone_decides_the_augmentations(setup):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
 
     def run(seed):
         options = {"num_augmentations": COUNT, "max_steps": 1, "seed": seed, "progress": None}
@@ -183,7 +183,7 @@ def test_seed_alone_decides_the_augmentations(setup):
                 seen.append(pixel_values.sum().item())
                 return self.inner(pixel_values)
 
-        evaluate_generalization(Spy(), rows, own, other, neighbours, rmsprop(ALPHA), "linear", **options)
+        evaluate_generalization(Spy(), rows, own, other, neighbors, rmsprop(ALPHA), "linear", **options)
         return seen
 
     torch.manual_seed(5)
@@ -194,33 +194,33 @@ def test_seed_alone_decides_the_augmentations(setup):
 
 
 def test_random_state_of_the_caller_is_kept(setup):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
     state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
     options = {"num_augmentations": 2, "max_steps": 1, "progress": None}
-    evaluate_generalization(model, rows, own, other, neighbours, rmsprop(ALPHA), "head", **options)
+    evaluate_generalization(model, rows, own, other, neighbors, rmsprop(ALPHA), "head", **options)
     assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numbers).all()
 
 
 def test_gpus_are_not_seeded(setup, monkeypatch):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     options = {"num_augmentations": 2, "max_steps": 1, "progress": None}
-    evaluate_generalization(model, rows, own, other, neighbours, rmsprop(ALPHA), "head", **options)
+    evaluate_generalization(model, rows, own, other, neighbors, rmsprop(ALPHA), "head", **options)
     assert seeded == []
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_modes_are_kept(setup, training):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
     model.train(training).layer1.train(not training)
     before, modes = snapshot(model), [module.training for module in model.modules()]
-    evaluate_generalization(model, rows, own, other, neighbours, rmsprop(ALPHA), "all", max_steps=2, progress=None)
+    evaluate_generalization(model, rows, own, other, neighbors, rmsprop(ALPHA), "all", max_steps=2, progress=None)
     assert changed_names(model, before) == [] and [module.training for module in model.modules()] == modes
 
 
 def test_summary():
-    record = {"id": 0, "image_index": 0, "target": 1, "neighbour": 2}
+    record = {"id": 0, "image_index": 0, "target": 1, "neighbor": 2}
     records = [
         {**record, "success": True, "num_steps": 2, "before": 0.0, "after": 0.8, "edit_seconds": 0.1},
         {**record, "success": True, "num_steps": 0, "before": 1.0, "after": 1.0, "edit_seconds": 0.2},
@@ -243,7 +243,7 @@ def test_summary():
 
 
 def test_classes_are_checked(setup):
-    model, rows, own, other, neighbours = setup
+    model, rows, own, other, neighbors = setup
     wrong = [{**rows[0], "target": NUM_CLASSES}]
     with pytest.raises(ValueError, match="`target` must be a class from 0 to 4, got 5"):
-        evaluate_generalization(model, wrong, own, other, neighbours, rmsprop(ALPHA), "head", progress=None)
+        evaluate_generalization(model, wrong, own, other, neighbors, rmsprop(ALPHA), "head", progress=None)

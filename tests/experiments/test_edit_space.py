@@ -108,7 +108,7 @@ def test_explained_variance_is_that_of_the_exact_decomposition():
     expected = np.cumsum((left * singular).var(0)) / divergences.double().numpy().var(0).sum()
     assert curve.shape == (12,)
     assert np.allclose(curve[:2], expected[:2], atol=1e-6)
-    # The randomised decomposition is only nearly exact where singular values are close to each other.
+    # The randomized decomposition is only nearly exact where singular values are close to each other.
     assert np.allclose(curve, expected[:12], atol=5e-3)
     assert len(explained_variance(divergences[:, :7])) == 6
 

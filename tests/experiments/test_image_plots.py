@@ -15,8 +15,8 @@ def png(tmp_path):
     assert content.startswith(b"\x89PNG") and len(content) > 5_000
 
 
-def test_drawdowns_of_more_rows_than_colours(png):
-    rows = {f"row {number}": [0.001 * number, 0.2, 0.0] for number in range(len(plots.COLOURS) + 2)}
+def test_drawdowns_of_more_rows_than_colors(png):
+    rows = {f"row {number}": [0.001 * number, 0.2, 0.0] for number in range(len(plots.COLORS) + 2)}
     image_plots.plot_error_drawdowns(rows, png, "a test set")
 
 

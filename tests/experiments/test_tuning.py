@@ -39,7 +39,7 @@ def test_smallest_drawdown_among_the_reliable(tmp_path):
     assert result.num_trials == len(measure.calls) == 25 and result.feasible and result.success_rate == 1
     assert result.drawdown == pytest.approx(min(rate for rate in measure.calls if rate >= 0.01))
     assert result.hyperparameters["learning_rate"] == pytest.approx(result.drawdown)
-    assert 0.01 <= result.drawdown < 0.05  # of a range from 1e-5 to 1: the constraint is learnt
+    assert 0.01 <= result.drawdown < 0.05  # of a range from 1e-5 to 1: the constraint is learned
 
 
 def test_all_hyperparameters_are_tuned(tmp_path):

@@ -38,7 +38,7 @@ def requests_of(folder):
 
 
 def constraint_of(**request):
-    usual = {"source_ids": [5, 2], "target_ids": [6, 2], "alternatives": [[7, 2]]}
+    usual = {"input_ids": [5, 2], "labels": [6, 2], "alternatives": [[7, 2]]}
     return lambda folder: request_constraint({**usual, **request}, MarianMTModel(marian_config()))
 
 
@@ -100,7 +100,12 @@ CASES = {
         (ValueError, OSError),
         "training",
     ),
-    "corpus: negative limit": (nothing, corpus(max_train=-1), ValueError, "limit for .* is -1; raise `max_train`"),
+    "corpus: negative limit": (
+        nothing,
+        corpus(max_train_samples=-1),
+        ValueError,
+        "limit for .* is -1; raise `max_train_samples`",
+    ),
     "tokenizer: no text": (nothing, lambda folder: train_tokenizer([], 100), ValueError, "text"),
     "tokenizer: vocabulary too large": (
         nothing,
@@ -160,11 +165,11 @@ CASES = {
         ValueError,
         "2 sources but 1 targets",
     ),
-    "constraint: no source": (nothing, constraint_of(source_ids=[]), ValueError, "empty source"),
-    "constraint: no target": (nothing, constraint_of(target_ids=[]), ValueError, "target"),
+    "constraint: no source": (nothing, constraint_of(input_ids=[]), ValueError, "empty source"),
+    "constraint: no target": (nothing, constraint_of(labels=[]), ValueError, "target"),
     "constraint: no alternative": (nothing, constraint_of(alternatives=[]), ValueError, "alternative"),
     "constraint: the target alone": (nothing, constraint_of(alternatives=[[6, 2]]), ValueError, "alternative"),
-    "constraint: too long": (nothing, constraint_of(target_ids=[6] * 99), ValueError, "99|long"),
+    "constraint: too long": (nothing, constraint_of(labels=[6] * 99), ValueError, "99|long"),
     "image requests: unknown class": (
         nothing,
         lambda folder: edit(

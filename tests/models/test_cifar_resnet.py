@@ -171,8 +171,8 @@ def test_no_such_file(tmp_path):
         load_published_cifar_resnet(tmp_path / "resnet20.th")
 
 
-def normalised_images(sprite):
-    """Test images of one sprite (2,500), normalised as the published weights expect: `(batch, 3, 32, 32)`."""
+def normalized_images(sprite):
+    """Test images of one sprite (2,500), normalized as the published weights expect: `(batch, 3, 32, 32)`."""
     image = pytest.importorskip("PIL.Image")
     pixels = numpy.asarray(image.open(SHARED / "cifar10" / f"test_0{sprite}.webp").convert("RGB"))
     tiles = pixels.reshape(50, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(2500, 3, 32, 32)
@@ -194,7 +194,7 @@ def labels():
 @needs_data
 def test_resnet20_on_the_first_500_images(labels):
     model = load_published_cifar_resnet(SHARED / "cifar10_resnet_weights" / PUBLISHED[20][0])
-    images, labels = normalised_images(0)[:500], labels[:500]
+    images, labels = normalized_images(0)[:500], labels[:500]
     assert num_correct(model, images, labels) == 453
     expected = reference_logits(model.state_dict(), images[:100], blocks=3)
     torch.testing.assert_close(model(images[:100]).logits, expected, rtol=1e-3, atol=1e-3)
@@ -208,5 +208,5 @@ def test_published_accuracy(depth, labels):
     model = load_published_cifar_resnet(SHARED / "cifar10_resnet_weights" / file)
     assert model.config.depth == depth
     assert (
-        sum(num_correct(model, normalised_images(i), labels[2500 * i : 2500 * (i + 1)]) for i in range(4)) == correct
+        sum(num_correct(model, normalized_images(i), labels[2500 * i : 2500 * (i + 1)]) for i in range(4)) == correct
     )

@@ -126,8 +126,8 @@ def test_edit_of_the_block_runs_the_backbone_once(name, build, images):
     assert all(".extra." in key for key in result.params)
 
 
-def test_trained_weights_are_never_initialised_anew(build, images):
-    # A head that was replaced after the model was made has no mark that says it is initialised.
+def test_trained_weights_are_never_initialized_anew(build, images):
+    # A head that was replaced after the model was made has no mark that says it is initialized.
     classifier = build("resnet")
     classifier.classifier[1] = nn.Linear(16, 5).double()
     classifier.bfloat16().double()

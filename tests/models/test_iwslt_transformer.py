@@ -80,10 +80,8 @@ def test_eager_attention_makes_it_editable(tokenizer):
     torch.manual_seed(0)
     model = MarianMTModel(iwslt_transformer_config(tokenizer, "tiny"))
     assert model.config._attn_implementation == "eager"
-    row = {"source_ids": [5, 6, 2], "target_ids": [7, 2], "alternatives": [[8, 9, 2]]}
-    row = (
-        row if request_constraint_value(model, row) > 0 else {**row, "target_ids": [8, 9, 2], "alternatives": [[7, 2]]}
-    )
+    row = {"input_ids": [5, 6, 2], "labels": [7, 2], "alternatives": [[8, 9, 2]]}
+    row = row if request_constraint_value(model, row) > 0 else {**row, "labels": [8, 9, 2], "alternatives": [[7, 2]]}
     constraint = request_constraint(row, model)
     result = edit(model, constraint, rmsprop(1e-4), "last_decoder_layer", 2, create_graph=True)
     assert result.num_steps == 2

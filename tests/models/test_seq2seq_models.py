@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 MODELS = build_seq2seq_models()
 LAYERS = "last_decoder_layer"
-REQUEST = {"source_ids": [5, 6, 7, 8, 2], "target_ids": [4, 5, 6, 2], "alternatives": [[9, 8, 2], [9, 9, 5, 2]]}
+REQUEST = {"input_ids": [5, 6, 7, 8, 2], "labels": [4, 5, 6, 2], "alternatives": [[9, 8, 2], [9, 9, 5, 2]]}
 BATCH = {
     "input_ids": torch.tensor([[5, 6, 7, 2], [8, 9, 10, 2]]),
     "attention_mask": torch.ones(2, 4, dtype=torch.long),
@@ -52,7 +52,7 @@ def test_edit(name):
     first, second = (edit(model, constraint, rmsprop(1e-2), LAYERS, 3, replay=replay) for replay in (True, False))
     assert first.num_steps > 0 and first.failure is None and first.history[-1] < first.history[0]
     torch.testing.assert_close(first.history, second.history, rtol=tolerance, atol=tolerance)
-    source = torch.tensor([REQUEST["source_ids"]])
+    source = torch.tensor([REQUEST["input_ids"]])
     with edited(model, first):
         model.generate(input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=4, num_beams=2)
 

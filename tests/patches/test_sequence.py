@@ -29,8 +29,8 @@ def test_each_patch_is_made_on_top_of_those_before(trained_marian, tokenizer, re
     for index, step in enumerate(steps):
         if step.patch is not None:
             apply_patches(trained_marian, step.patch)
-        decoded = [decode(trained_marian, tokenizer, each["source_ids"]) for each in requests]
-        right = {i for i, ids in enumerate(decoded) if ids == requests[i]["target_ids"]}
+        decoded = [decode(trained_marian, tokenizer, each["input_ids"]) for each in requests]
+        right = {i for i, ids in enumerate(decoded) if ids == requests[i]["labels"]}
         assert step.verified == (index in right)
         assert step.broken == sorted(holding - right)
         holding = (holding - set(step.broken)) | ({index} & right)

@@ -96,9 +96,9 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["plain", "ewc"]
     assert not list(out.glob("network-*")) and "Figure 2 waits for these rows: again" in capsys.readouterr().out
-    plain, penalised = rows
+    plain, penalized = rows
     assert plain["tuned"]["num_trials"] == 2 and plain["editor"] == "rmsprop"  # a smoke run has fewer trials
-    assert penalised["editor"] == "rmsprop+ewc" and set(penalised["hyperparameters"]) == {
+    assert penalized["editor"] == "rmsprop+ewc" and set(penalized["hyperparameters"]) == {
         "learning_rate",
         "beta",
         "weight",

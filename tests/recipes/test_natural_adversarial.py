@@ -87,8 +87,8 @@ def test_folder_of_examples(tmp_path, capsys):
     examples = read(tmp_path / "out/examples/examples.json")
     assert len(examples["rows"]) == 12 and len(examples["evaluation"]) == 4 and len(examples["train"]) == 8
     assert sum(examples["counts"]) == 12 and examples["top_100"] == pytest.approx(1)
-    neighbours = read(tmp_path / "out/neighbours/neighbours.json")
-    assert len(neighbours) == 12 and all(0 <= index < 24 for index in neighbours)
+    neighbors = read(tmp_path / "out/neighbors/neighbors.json")
+    assert len(neighbors) == 12 and all(0 <= index < 24 for index in neighbors)
 
 
 def test_killed_sequences_continue(tmp_path, monkeypatch):

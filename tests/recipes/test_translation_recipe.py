@@ -47,9 +47,9 @@ def test_defaults(write):
 
 
 def test_overrides(write):
-    path = write("output_dir: a\nseed: 3\ndata: {source: x, max_train: 5}\nmodel: {size: small}")
+    path = write("output_dir: a\nseed: 3\ndata: {source: x, max_train_samples: 5}\nmodel: {size: small}")
     config = load_config(path, output_dir="b", data="y", seed=0)
-    assert (config.output_dir, config.seed, config.data.source, config.data.max_train) == ("b", 0, "y", 5)
+    assert (config.output_dir, config.seed, config.data.source, config.data.max_train_samples) == ("b", 0, "y", 5)
     smoke = load_config(path, smoke=True)
     assert (smoke.model.size, smoke.data.source, smoke.seed) == ("tiny", "x", 3)
     assert asdict(load_config(path)) == {

@@ -17,7 +17,7 @@ METHODS += ["train on, 2 updates", "lookup table"]
 @pytest.fixture
 def model_folder(tmp_path):
     """A tiny Marian with random weights that knows the words of the embedded corpus."""
-    train = load_translation_data("embedded", max_train=500).splits["train"]
+    train = load_translation_data("embedded", max_train_samples=500).splits["train"]
     languages = {"source_lang": "de", "target_lang": "en"}
     tokenizer = train_tokenizer([*train["source"], *train["target"]], vocab_size=1000, max_length=50, **languages)
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def test_all_methods_on_the_same_corrections(run_script, model_folder, tmp_path)
 
     lookup = rows["lookup table"]
     assert (lookup["holds"], lookup["unrelated"], lookup["bleu_drawdown"]) == (1, 1, 0)
-    assert all(lookup[name] == lookup[f"{name}_before"] for name in ("paraphrases", "neighbours"))
+    assert all(lookup[name] == lookup[f"{name}_before"] for name in ("paraphrases", "neighbors"))
     sources = {}
     for name in rows:
         folder = tmp_path / "out" / name.replace(", ", "-").replace(" ", "_")

@@ -41,7 +41,7 @@ def script():
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     """Folders of two networks that have seen a few digits, so that they get some of the others wrong."""
-    folder, data = tmp_path_factory.mktemp("networks"), load_image_data("embedded", max_train=320)
+    folder, data = tmp_path_factory.mktemp("networks"), load_image_data("embedded", max_train_samples=320)
     pixels = EvalTransform(16, data.mean, data.std).pixels(data.splits["train"]["image"])
     labels = torch.tensor(data.splits["train"]["label"])
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +81,7 @@ def records_of(folder, method):
 
 @pytest.fixture(scope="module")
 def digits():
-    """The test images, normalised, their classes, and augmented versions of each as the script seeds them."""
+    """The test images, normalized, their classes, and augmented versions of each as the script seeds them."""
     data = load_image_data("embedded")
     images, labels = data.splits["test"]["image"], torch.tensor(data.splits["test"]["label"])
     augment = TrainTransform(16, data.mean, data.std, flip=False)

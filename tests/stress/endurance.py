@@ -67,7 +67,9 @@ def images() -> Subject:
 
 
 def translation() -> Subject:
-    splits = load_translation_data("embedded", max_train=500, max_validation=20, max_test=NUM_REQUESTS).splits
+    splits = load_translation_data(
+        "embedded", max_train_samples=500, max_validation_samples=20, max_test_samples=NUM_REQUESTS
+    ).splits
     texts = [*splits["train"]["source"], *splits["train"]["target"]]
     tokenizer = train_tokenizer(texts, vocab_size=400, max_length=64)
     model = MarianMTModel(iwslt_transformer_config(tokenizer, "tiny", max_length=64)).eval()

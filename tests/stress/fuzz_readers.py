@@ -188,7 +188,7 @@ def payload_reader(folder: Path) -> Reader:
 
 
 def editor_reader(folder: Path) -> Reader:
-    EditorConfig(learnt={"raw_learning_rate": -6.9}).save_pretrained(folder)
+    EditorConfig(learned={"raw_learning_rate": -6.9}).save_pretrained(folder)
     path = folder / "editor_config.json"
 
     def read(data: bytes) -> None:

@@ -73,8 +73,8 @@ def requests_data(sentence_pairs, tokenizer):
                 "id": i,
                 "source": sources[i],
                 "target": targets[i + 1],
-                "source_ids": tokenizer(sources[i])["input_ids"],
-                "target_ids": ids[1],
+                "input_ids": tokenizer(sources[i])["input_ids"],
+                "labels": ids[1],
                 "alternatives": [ids[0], *ids[2:]],
             }
         )

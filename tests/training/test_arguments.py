@@ -68,7 +68,7 @@ def test_list_defaults_are_not_shared(tmp_path):
         ({"edit_layers": []}, "`edit_layers` is empty"),
         ({"max_tokens_per_batch": -1}, "`max_tokens_per_batch` must be 0 or more, got -1"),
         ({"edit_learning_rate": 0.0}, "`edit_learning_rate` must be more than 0, got 0.0"),
-        ({"editor_learning_rate": -1.0}, "`editor_learning_rate` must be 0 or more, got -1.0"),
+        ({"hyperparameter_learning_rate": -1.0}, "`hyperparameter_learning_rate` must be 0 or more, got -1.0"),
     ],
 )
 def test_bad_values_are_refused(tmp_path, options, message):

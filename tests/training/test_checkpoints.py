@@ -49,7 +49,7 @@ def test_resumed_run_is_the_uninterrupted_one(
         "save_steps": 1,
         "learn_edit_learning_rate": True,
         "edit_learning_rate": 1e-3,
-        "editor_learning_rate": 0.05,
+        "hyperparameter_learning_rate": 0.05,
         "max_tokens_per_batch": max_tokens,
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": 4,
@@ -78,7 +78,11 @@ def test_resumed_run_is_the_uninterrupted_one(
 def test_checkpoint_weights_are_the_ordinary_models(make_trainer, dropout_marian, tmp_path, transformers_log):
     expected = set(copy.deepcopy(dropout_marian).state_dict())
     trainer = make_trainer(
-        dropout_marian, save_strategy="steps", save_steps=2, learn_edit_learning_rate=True, editor_learning_rate=0.1
+        dropout_marian,
+        save_strategy="steps",
+        save_steps=2,
+        learn_edit_learning_rate=True,
+        hyperparameter_learning_rate=0.1,
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
@@ -114,19 +118,19 @@ def test_saved_folder_is_complete(make_trainer, dropout_marian, tmp_path, tokeni
     assert reloaded(sentence_pairs[0][0])["input_ids"] == tokenizer(sentence_pairs[0][0])["input_ids"]
 
 
-@pytest.mark.parametrize("learnt", [True, False])
-def test_built_editor_has_the_trained_values(make_trainer, dropout_marian, tmp_path, learnt):
+@pytest.mark.parametrize("learned", [True, False])
+def test_built_editor_has_the_trained_values(make_trainer, dropout_marian, tmp_path, learned):
     trainer = make_trainer(
         dropout_marian,
-        editor_learning_rate=0.2,
+        hyperparameter_learning_rate=0.2,
         edit_learning_rate=3e-3,
-        learn_edit_learning_rate=learnt,
-        learn_edit_decays=learnt,
+        learn_edit_learning_rate=learned,
+        learn_edit_decays=learned,
     )
     trainer.train()
     trainer.save_model()
     editor = dropout_marian.editor
-    assert (editor.values() != LearnableEditor("rmsprop", learning_rate=3e-3).values()) == learnt
+    assert (editor.values() != LearnableEditor("rmsprop", learning_rate=3e-3).values()) == learned
     config = EditorConfig.from_pretrained(tmp_path / "run")
     saved, trained = config.build_editor(), editor.build()
     params = {"weight": torch.zeros(3)}
@@ -150,7 +154,7 @@ def test_best_model_brings_its_editor(make_trainer, dropout_marian, tmp_path, en
         eval_steps=1,
         load_best_model_at_end=True,
         greater_is_better=True,  # training lowers the loss, so the last checkpoint is not the one chosen
-        editor_learning_rate=0.1,
+        hyperparameter_learning_rate=0.1,
         learn_edit_learning_rate=True,
         parts={"eval_dataset": encoded_pairs.select(range(12, 24))},
     )
@@ -173,7 +177,7 @@ def test_resume_without_editor_config_says_what_is_wrong(make_trainer, dropout_m
         again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
 
 
-def test_resume_with_other_learnt_values_says_what_is_wrong(make_trainer, dropout_marian, tmp_path):
+def test_resume_with_other_learned_values_says_what_is_wrong(make_trainer, dropout_marian, tmp_path):
     make_trainer(dropout_marian, save_strategy="steps", save_steps=1, max_steps=1).train()
     again = make_trainer(dropout_marian, max_steps=2, learn_edit_learning_rate=True)
     with pytest.raises(ValueError, match=r"learns \['beta', 'learning_rate'\], .* holds \['beta'\]"):
@@ -197,12 +201,12 @@ def test_absent(tmp_path):
 def test_unknown_keys_are_named_and_ignored(tmp_path, caplog):
     EditorConfig(max_steps=7).save_pretrained(tmp_path)
     path = tmp_path / "editor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "momentum_2": 1, "colour": "red"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "momentum_2": 1, "color": "red"}))
     with caplog.at_level(logging.WARNING, logger="editable_hf"):
         config = EditorConfig.from_pretrained(tmp_path)
     assert config == EditorConfig(max_steps=7)
     (record,) = caplog.records
-    assert "does not know and ignores: colour, momentum_2" in record.getMessage()
+    assert "does not know and ignores: color, momentum_2" in record.getMessage()
 
 
 def test_known_keys_give_no_warning(tmp_path, caplog):

@@ -101,7 +101,7 @@ def test_encoder_learns_to_edit(make_trainer):
     model, rows = cnp(), image_rows(8, seed=4)
     before = success_rate(model, rows)
     requests = ImageEditRequests(image_rows(12), num_classes=NUM_CLASSES, seed=0)
-    options = {"max_steps": 100, "edits_per_step": 4, "editor_learning_rate": 3e-2, "learning_rate": 1e-3}
+    options = {"max_steps": 100, "edits_per_step": 4, "hyperparameter_learning_rate": 3e-2, "learning_rate": 1e-3}
     trainer = make_trainer(model, requests, edit_coef=1.0, locality_coef=0.01, **options)
     trainer.train()
     logs = [entry["edit_loss"] for entry in trainer.state.log_history if "edit_loss" in entry]
@@ -126,7 +126,7 @@ def test_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "final", dtype=torch.float64)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in whole.state_dict().items())
     config = EditorConfig.from_pretrained(tmp_path / "final")
-    assert (config.editor, config.layers, config.hyperparameters, config.learnt) == ("cnp", ["condition"], {}, {})
+    assert (config.editor, config.layers, config.hyperparameters, config.learned) == ("cnp", ["condition"], {}, {})
     assert config.max_steps == 1, "whatever `edit_max_steps` allows"
     with pytest.raises(ValueError, match=r"'cnp' is no gradient editor .* take `model.editor.build\(\)`"):
         config.build_editor()

@@ -61,7 +61,7 @@ def test_resumed_run_is_the_uninterrupted_one(
         "save_strategy": "steps",
         "save_steps": 2,
         "learn_edit_learning_rate": True,
-        "editor_learning_rate": 0.05,
+        "hyperparameter_learning_rate": 0.05,
         "per_device_train_batch_size": 3,
         "gradient_accumulation_steps": accumulation,
         "edit_layers": [layers],

@@ -11,7 +11,7 @@ from tiny_images import image_requests, snapshot, tiny_extra, tiny_resnet
 RATES = {
     "learning_rate": 1e-5,
     "extra_learning_rate": 1e-3,
-    "editor_learning_rate": 0.25,
+    "hyperparameter_learning_rate": 0.25,
     "learn_edit_learning_rate": True,
 }
 

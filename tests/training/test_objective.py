@@ -130,9 +130,9 @@ def satisfied(request, model):
     constraint = request_constraint(request, model)
     with torch.no_grad():
         scores = constraint.scores(FunctionalModel(model, ["model.shared.weight"]), {})
-    rows = [request["target_ids"], *request["alternatives"]]
+    rows = [request["labels"], *request["alternatives"]]
     best = int(scores.argmax())
-    return {**request, "target_ids": rows[best], "alternatives": [row for i, row in enumerate(rows) if i != best]}
+    return {**request, "labels": rows[best], "alternatives": [row for i, row in enumerate(rows) if i != best]}
 
 
 def test_request_that_holds_adds_exactly_nothing(make_trainer, trained_marian, requests_data, uneven_rows):
@@ -171,11 +171,11 @@ def test_objective_is_the_papers(make_trainer, trained_marian, requests_data, un
     total = trainer.compute_loss(trained_marian.train(), batch)
 
     trained_marian.eval()
-    source = torch.tensor([request["source_ids"]])
+    source = torch.tensor([request["input_ids"]])
     inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
 
     def constraint(model):
-        target, others = request["target_ids"], request["alternatives"]
+        target, others = request["labels"], request["alternatives"]
         return reference.sequence_constraint(model, inputs, target, others, model.config.decoder_start_token_id)
 
     params, losses = reference.edit_copy(

@@ -48,7 +48,7 @@ def small_model(name, tokenizer):
 def test_three_steps(make_trainer, tokenizer, name):
     model = small_model(name, tokenizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    trainer = make_trainer(model, max_steps=3, edits_per_step=2, editor_learning_rate=0.1)
+    trainer = make_trainer(model, max_steps=3, edits_per_step=2, hyperparameter_learning_rate=0.1)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 3
@@ -66,12 +66,12 @@ def test_three_steps(make_trainer, tokenizer, name):
     assert all(not torch.equal(before[name], after[name]) for name in trained)
 
 
-def test_learnt_values_have_their_own_group(make_trainer, trained_marian):
+def test_learned_values_have_their_own_group(make_trainer, trained_marian):
     trainer = make_trainer(
         trained_marian.float(),
         weight_decay=0.1,
         learning_rate=1e-3,
-        editor_learning_rate=0.25,
+        hyperparameter_learning_rate=0.25,
         learn_edit_learning_rate=True,
     )
     optimizer = trainer.create_optimizer()
@@ -94,7 +94,7 @@ def test_editor_learns_at_its_own_rate(make_trainer, trained_marian):
     trainer = make_trainer(
         trained_marian.float(),
         max_steps=1,
-        editor_learning_rate=0.25,
+        hyperparameter_learning_rate=0.25,
         edit_learning_rate=2e-3,  # takes more than one step, without which beta has no gradient
         learn_edit_learning_rate=True,
         lr_scheduler_type="constant",
@@ -234,9 +234,9 @@ def test_unknown_layers_are_refused(make_trainer, trained_marian):
 
 
 def test_request_dataset_without_columns_is_refused(make_trainer, trained_marian, requests_data):
-    message = "`edit_dataset` lacks the columns alternatives, target_ids; it has .*make_edit_requests"
+    message = "`edit_dataset` lacks the columns alternatives, labels; it has .*make_edit_requests"
     with pytest.raises(ValueError, match=message):
-        make_trainer(trained_marian, edit_dataset=requests_data.remove_columns(["alternatives", "target_ids"]))
+        make_trainer(trained_marian, edit_dataset=requests_data.remove_columns(["alternatives", "labels"]))
 
 
 def test_empty_request_dataset_is_refused(make_trainer, trained_marian, requests_data):

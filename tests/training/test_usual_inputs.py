@@ -151,7 +151,7 @@ def test_model_init_gives_each_run_a_model_with_an_editor(make_trainer, trained_
     second = make_trainer(None, parts=parts, folder=tmp_path / "again", learn_edit_learning_rate=True)
     assert losses(second) == of_first_run
     trainer.save_model(str(tmp_path / "saved"))
-    assert EditorConfig.from_pretrained(tmp_path / "saved").learnt == dict(
+    assert EditorConfig.from_pretrained(tmp_path / "saved").learned == dict(
         (name, value.item()) for name, value in trainer.model.editor.named_parameters()
     )
 
