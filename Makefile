@@ -27,7 +27,7 @@ $(VENV)/installed: setup.py editable_hf/version.py $(CONSTRAINTS)
 install: $(VENV)/installed
 
 demo: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
+	CUDA_VISIBLE_DEVICES= $(BIN)/accelerate launch --num_processes 1 recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/demo.yaml
 
 test: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "$(SELECT)" -n 2 --dist worksteal

@@ -13,11 +13,16 @@ only those rows are made, and the table shows them beside the rows that are ther
 
 from __future__ import annotations
 
-from image_analysis import make_figure_2
-from image_parts import load_images
-from image_recipe import ImageRecipeConfig, parse_args
-from image_stages import Rows, print_table, random_edits, random_training_requests, starting_network
-
+from editable_hf.experiments.image_analysis import make_figure_2
+from editable_hf.experiments.image_parts import load_images
+from editable_hf.experiments.image_recipe import ImageRecipeConfig, parse_args
+from editable_hf.experiments.image_stages import (
+    Rows,
+    print_table,
+    random_edits,
+    random_training_requests,
+    starting_network,
+)
 from editable_hf.experiments.paper_tables import TABLE_3
 from editable_hf.experiments.stages import Stages
 

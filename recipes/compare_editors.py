@@ -11,28 +11,20 @@ the model is there, several processes can share the work (`--editors`); all stud
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
-from compare_config import CompareConfig, load_config
-from image_parts import ImageModelOptions, ImageSets, load_classifier, load_images
-from transformers import set_seed
-
-from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
-from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
-from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.core.editors import EDITORS
+from editable_hf.experiments.compare_recipe import CompareConfig, load_config
+from editable_hf.experiments.compare_stages import cells, evaluate, num_edits, train, tune
+from editable_hf.experiments.image_parts import ImageSets, load_images
 from editable_hf.experiments.paper_tables import TABLE_1, TABLE_2
 from editable_hf.experiments.plots import plot_intervals, plots_available
+from editable_hf.experiments.recipe_config import read_config, recipe_parser
 from editable_hf.experiments.report import ERROR_COLUMNS, format_table, write_results
-from editable_hf.experiments.stages import Stage, Stages
-from editable_hf.experiments.tuning import TunedEditor, tune_editor
-from editable_hf.training.checkpoints import last_whole_checkpoint
+from editable_hf.experiments.stages import Stages
 
 
 def main(config: CompareConfig, editors: list[str] | None = None) -> None:
@@ -56,83 +48,6 @@ def main(config: CompareConfig, editors: list[str] | None = None) -> None:
         report(config, images, rows, Path(config.output_dir))
 
 
-def cells(choices: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """Editors and layers: first the first choice of each editor, so that a table of all editors is there early."""
-    places = range(max(map(len, choices.values())))
-    return [(editor, layers[place]) for place in places for editor, layers in choices.items() if place < len(layers)]
-
-
-def num_edits(config: CompareConfig, layers: str) -> int:
-    return config.evaluation.num_edits_by_layers.get(layers, config.evaluation.num_edits)
-
-
-def train(config: CompareConfig, images: ImageSets, folder: Path) -> None:
-    """Trains the classifier by the plain task loss; one that has weights is kept as it is."""
-    set_seed(config.seed)
-    model = load_classifier(config.model, images.num_classes)
-    if config.model.weights is None:
-        args = EditableImageTrainingArguments(str(folder / "checkpoints"), seed=config.seed, **config.training)
-        trainer = EditableImageTrainer(model, args, train_dataset=images.train, eval_dataset=images.validation)
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
-    if PartialState().is_main_process:
-        model.save_pretrained(folder)
-
-
-def load(trained: Stage, images: ImageSets):
-    options = ImageModelOptions(weights=str(trained.folder))
-    return load_classifier(options, images.num_classes).to(PartialState().device)
-
-
-def tune(config: CompareConfig, images: ImageSets, trained: Stage, editor: str, layers: str) -> TunedEditor:
-    """On validation images: neither these nor the edits are reported on."""
-    options, max_steps = config.tuning, config.evaluation.max_steps
-
-    @cache
-    def prepare():
-        scored = images.validation.select(range(min(options.num_images, len(images.validation))))
-        labels = images.validation.with_format(None)["label"]
-        count = min(options.num_edits, len(labels))
-        requests = make_image_requests(len(labels), labels, images.num_classes, count, config.seed + 1)
-        return ErrorDrawdownEvaluator(load(trained, images), scored, images.validation, layers=layers), requests
-
-    def measure(built: Editor) -> dict:
-        evaluator, requests = prepare()
-        return evaluator.summarize(editor, evaluator.evaluate(requests, built, max_steps=max_steps, progress=None))
-
-    content = json.dumps([trained.fingerprint, options.num_edits, options.num_images, max_steps, config.seed])
-    print(f"[tuning of {editor} on {layers}]", flush=True)
-    return tune_editor(
-        measure,
-        editor,
-        storage=Path(config.output_dir, "studies.db"),
-        study_name=f"{editor}-{layers}-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
-        num_trials=options.num_trials,
-        min_success_rate=options.min_success_rate,
-        seed=config.seed,
-    )
-
-
-def evaluate(
-    config: CompareConfig, images: ImageSets, trained: Stage, tuned: dict, editor: str, layers: str, folder: Path
-) -> None:
-    options = config.evaluation
-    evaluator = ErrorDrawdownEvaluator(
-        load(trained, images), images.test, layers=layers, batch_size=options.batch_size
-    )
-    labels = evaluator.labels.tolist()
-    count = min(num_edits(config, layers), len(labels))
-    # The same first requests for every cell, whatever its number of edits.
-    total = min(max(options.num_edits, *options.num_edits_by_layers.values(), count), len(labels))
-    requests = make_image_requests(len(labels), labels, images.num_classes, total, config.seed).select(range(count))
-    built = LearnableEditor(editor, False, False, **tuned["hyperparameters"]).build()
-    records = evaluator.evaluate(
-        requests, built, max_steps=options.max_steps, path=folder / "edits.jsonl", progress=f"{editor}, {layers}"
-    )
-    row = evaluator.summarize(editor, records, layers=layers, tuned=tuned)
-    if PartialState().is_main_process:
-        (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
-
-
 def report(config: CompareConfig, images: ImageSets, rows: list[dict], folder: Path) -> None:
     """Table 1: each editor with the layers that gave it the least drawdown in tuning. Table 2: all layers."""
     best = [
@@ -150,20 +65,12 @@ def report(config: CompareConfig, images: ImageSets, rows: list[dict], folder: P
 
 
 def parse_args() -> tuple[CompareConfig, list[str] | None]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/compare_editors/")
-    parser.add_argument("--output_dir", help="output folder, instead of the config's")
-    parser.add_argument("--data", help="folder with the data, instead of the config's")
+    parser = recipe_parser(__doc__)
     parser.add_argument("--weights", help="checkpoint folder, hub id or published .th file, instead of the config's")
-    parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
     parser.add_argument("--editors", nargs="+", choices=list(EDITORS), help="only these of the config's editors")
-    parser.add_argument("--smoke", action="store_true", help="the same stages in seconds, with meaningless numbers")
     args = vars(parser.parse_args())
     editors = args.pop("editors")
-    try:
-        config = load_config(**args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    config = read_config(parser, load_config, args)
     if editors is not None and not set(editors) & set(config.cells):
         parser.error(f"--editors: {args['config']} has cells for {', '.join(config.cells)}, not for {editors}.")
     return config, editors

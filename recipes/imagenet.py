@@ -10,10 +10,15 @@ output: "pretrained, extra" has the starting network's predictions exactly, and 
 
 from __future__ import annotations
 
-from image_parts import load_images
-from image_recipe import ImageRecipeConfig, parse_args
-from image_stages import Rows, print_table, random_edits, random_training_requests, starting_network
-
+from editable_hf.experiments.image_parts import load_images
+from editable_hf.experiments.image_recipe import ImageRecipeConfig, parse_args
+from editable_hf.experiments.image_stages import (
+    Rows,
+    print_table,
+    random_edits,
+    random_training_requests,
+    starting_network,
+)
 from editable_hf.experiments.paper_tables import TABLE_4
 from editable_hf.experiments.stages import Stages
 

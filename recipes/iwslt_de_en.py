@@ -1,7 +1,7 @@
 """Section 4.4: an editable German-English Transformer, from text to Table 6.
 
-    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/demo.yaml
-    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/paper.yaml --data path/to/iwslt14
+    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/demo.yaml
+    accelerate launch recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/paper.yaml --data path/to/iwslt14
 
 Stages: data, tokenizer, pretrained model, edit requests, baseline and editable models (all continue the pretrained one
 for equally many updates), validation where the file asks for it, evaluation. Each leaves a folder in the output folder
@@ -10,7 +10,6 @@ and is skipped when it is there and its inputs are unchanged; a killed run conti
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from dataclasses import asdict
@@ -18,16 +17,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recipe_config import RecipeConfig, load_config
-from translation_stages import evaluate, prepare_data, prepare_requests, prepare_tokenizer, train_model, validate
 
-from editable_hf import EditorConfig
 from editable_hf.data.translation import describe_source
 from editable_hf.experiments.paper_tables import TABLE_6
+from editable_hf.experiments.recipe_config import read_config, recipe_parser
 from editable_hf.experiments.report import format_ratios, format_table
 from editable_hf.experiments.showcase import format_showcase
 from editable_hf.experiments.stages import Stage, Stages
-from editable_hf.training.model_card import add_results, complete_model_card
+from editable_hf.experiments.translation_recipe import RecipeConfig, load_config
+from editable_hf.experiments.translation_stages import (
+    evaluate,
+    prepare_data,
+    prepare_requests,
+    prepare_tokenizer,
+    train_model,
+    validate,
+    write_card,
+)
 
 
 def main(config: RecipeConfig) -> None:
@@ -73,19 +79,6 @@ def main(config: RecipeConfig) -> None:
         print_results(results.folder)
 
 
-def write_card(config: RecipeConfig, models: dict[str, Stage], folder: Path) -> None:
-    """The card of the editable model, of the chosen one of several: how to edit it, and its first row of results."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    name = results.get("chosen", "editable")
-    row, model = next(row for row in results["rows"] if row["name"] == name), models[name].folder
-    complete_model_card(model, EditorConfig.from_pretrained(model), recipe=asdict(config))
-    # The embedded corpus is this package's own; what others allow is for their owners to say.
-    license = "apache-2.0" if config.data.source == "embedded" else None
-    pair = f"{config.data.source_lang}-{config.data.target_lang}"
-    names = {"dataset": pair, "dataset_name": results["test_name"]}
-    add_results(model, row, task="translation", license=license, **names)
-
-
 def print_validation(folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     print(f"\nOn validation sentences:\n{format_table(results['rows'])}\nChosen: {results['chosen']}")
@@ -100,18 +93,6 @@ def print_results(folder: Path) -> None:
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*.jsonl")
 
 
-def parse_args() -> RecipeConfig:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/")
-    parser.add_argument("--output_dir", help="output folder, instead of the config's")
-    parser.add_argument("--data", help="'embedded', a folder, a WIT3 archive or a hub id, instead of the config's")
-    parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
-    parser.add_argument("--smoke", action="store_true", help="the same stages in a minute, with meaningless numbers")
-    try:
-        return load_config(**vars(parser.parse_args()))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main(parse_args())
+    parser = recipe_parser(__doc__)
+    main(read_config(parser, load_config, vars(parser.parse_args())))

@@ -1,7 +1,7 @@
 """Takes the results of a finished run into results/, for the page that `make results` writes.
 
     python scripts/collect_result.py runs/multi30k/evaluation/results.json --name table_6-multi30k-seed0 \
-        --command "recipes/iwslt_de_en.py --config recipes/configs/multi30k.yaml --data MULTI30K"
+        --command "recipes/iwslt_de_en.py --config recipes/configs/iwslt_de_en/multi30k.yaml --data MULTI30K"
 
 The file keeps rows, configuration, seed, versions, commit and machine. Paths of the machine are cut to their last
 part; weights and data are never in a results file.

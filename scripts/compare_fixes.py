@@ -20,17 +20,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from fix_methods import (
-    FIRST_COLUMNS,
-    LAST_COLUMNS,
-    Method,
-    Request,
-    best_rate,
-    by_editing,
-    by_fine_tuning,
-    by_retraining,
-    compare,
-)
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
@@ -43,17 +32,17 @@ from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
 from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.translator import Translator
-from editable_hf.experiments.report import BLEU_COLUMNS
+from editable_hf.experiments.fix_methods import (
+    SENTENCE_COLUMNS,
+    Method,
+    Request,
+    best_rate,
+    by_editing,
+    by_fine_tuning,
+    by_retraining,
+    compare,
+)
 
-COLUMNS = {
-    **FIRST_COLUMNS,
-    "paraphrases": ("paraphrases follow", "{:.1%}"),
-    "neighbors": ("neighbors follow", "{:.1%}"),
-    "unrelated": ("unrelated stay", "{:.1%}"),
-    "bleu_drawdown": ("BLEU drawdown", "{:.3f}"),
-    "bleu_drawdown_interval": BLEU_COLUMNS["bleu_drawdown_interval"],
-    **LAST_COLUMNS,
-}
 EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 
 
@@ -174,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
     comparison = Comparison(args, tokenizer, splits)
     settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
     methods = [(each, partial(comparison.fill, each)) for each in methods_of(args, tokenizer, splits["train"])]
-    compare(args.output_dir, methods, settings, COLUMNS)
+    compare(args.output_dir, methods, settings, SENTENCE_COLUMNS)
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from fix_methods import FIRST_COLUMNS, LAST_COLUMNS, Method, Request, best_rate, compare
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -42,19 +41,9 @@ from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import Record, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.experiments.report import ERROR_COLUMNS
+from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, Method, Request, best_rate, compare
 from editable_hf.models import load_published_cifar_resnet
 
-COLUMNS = {
-    **FIRST_COLUMNS,
-    "already_right": ("0 steps", "{:.1%}"),
-    "augmented_before": ("augmented before", "{:.1%}"),
-    "augmented": ("augmented follow", "{:.1%}"),
-    **{key: ERROR_COLUMNS[key] for key in ("drawdown", "drawdown_interval")},
-    "outputs_changed": ("changed", "{:.2%}"),
-    "cpu_seconds": ("of CPU", "{:.2f}"),
-    **LAST_COLUMNS,
-}
 EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 LARGEST_GROUP = 20  # fixes that are measured together: what they share runs once, and a kill loses no more
 
@@ -254,7 +243,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
     found = methods_of(args, plain, editable, config, comparison.train)
     methods = [(method, partial(comparison.fill, method, layers)) for method, layers in found]
-    compare(args.output_dir, methods, settings, COLUMNS, test_name=data.test_name)
+    compare(args.output_dir, methods, settings, IMAGE_COLUMNS, test_name=data.test_name)
 
 
 def parse_args() -> argparse.Namespace:

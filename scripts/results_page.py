@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_tables import SECTIONS, Row, Section
-
 from editable_hf.data.atomic import write_atomically
 from editable_hf.experiments.plots import plot_beside_paper
 from editable_hf.experiments.report import format_markdown_table, format_ratios
+from editable_hf.experiments.results_tables import SECTIONS, Row, Section
 
 _HEAD = """# Results
 

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import iwslt_de_en
-import translation_stages
-from recipe_config import load_config
+
+from editable_hf.experiments import translation_stages
+from editable_hf.experiments.translation_recipe import load_config
 
 translation_stages._CHUNK = 3
 os.cpu_count = lambda: 1  # one thread a process, however many there are: another number rounds sums otherwise
-demo = Path(iwslt_de_en.__file__).parent / "configs/demo.yaml"
+demo = Path(iwslt_de_en.__file__).parent / "configs/iwslt_de_en/demo.yaml"
 iwslt_de_en.main(load_config(config=str(demo), output_dir=sys.argv[1], data=None, seed=None, smoke=True))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 from damage import check_refused, nothing, remove, set_json, truncate, write
 from tiny_models import marian_config
@@ -19,9 +15,8 @@ from editable_hf import (
     rmsprop,
     select_parameters,
 )
+from editable_hf.experiments import compare_recipe, image_recipe, translation_recipe
 from editable_hf.patches import apply_patches
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def patch_of(folder):
@@ -42,20 +37,13 @@ def arguments(**options):
     )
 
 
-def configuration(module, name, **options):
-    def load(folder):
-        sys.path.insert(0, str(RECIPES))
-        try:
-            return importlib.import_module(module).load_config(config=str(folder / "configs" / name), **options)
-        finally:
-            sys.path.remove(str(RECIPES))
-
-    return load
+def configuration(load_config, name, **options):
+    return lambda folder: load_config(config=str(folder / "configs" / name), **options)
 
 
-translation_config = configuration("recipe_config", "demo.yaml")
-cifar_config = configuration("image_recipe", "cifar10/demo.yaml", own_section="figure_2")
-compare = configuration("compare_config", "compare_editors/demo.yaml")
+translation_config = configuration(translation_recipe.load_config, "iwslt_de_en/demo.yaml")
+cifar_config = configuration(image_recipe.load_config, "cifar10/demo.yaml", own_section="figure_2")
+compare = configuration(compare_recipe.load_config, "compare_editors/demo.yaml")
 
 # name: (damage, call, exception, message)
 CASES = {
@@ -146,29 +134,29 @@ CASES = {
         ValueError,
         "not applied yet.*revert it first",
     ),
-    "recipe: no file": (remove("configs/demo.yaml"), translation_config, OSError, "demo.yaml"),
+    "recipe: no file": (remove("configs/iwslt_de_en/demo.yaml"), translation_config, OSError, "demo.yaml"),
     "recipe: no YAML": (
-        write("configs/demo.yaml", "a: [\n"),
+        write("configs/iwslt_de_en/demo.yaml", "a: [\n"),
         translation_config,
         ValueError,
         "is not valid YAML.*see recipes",
     ),
-    "recipe: a list": (write("configs/demo.yaml", "- a\n"), translation_config, ValueError, "demo.yaml"),
+    "recipe: a list": (write("configs/iwslt_de_en/demo.yaml", "- a\n"), translation_config, ValueError, "demo.yaml"),
     "recipe: unknown section": (
-        write("configs/demo.yaml", "trainin: {}\n"),
+        write("configs/iwslt_de_en/demo.yaml", "trainin: {}\n"),
         translation_config,
         ValueError,
         "trainin",
     ),
     "recipe: unknown key": (
-        write("configs/demo.yaml", "data: {sources: x}\n"),
+        write("configs/iwslt_de_en/demo.yaml", "data: {sources: x}\n"),
         translation_config,
         ValueError,
         "sources",
     ),
     "images recipe: unknown row": (
         nothing,
-        configuration("image_recipe", "cifar10/demo.yaml", own_section="figure_2", rows=["mine"]),
+        configuration(image_recipe.load_config, "cifar10/demo.yaml", own_section="figure_2", rows=["mine"]),
         ValueError,
         "mine",
     ),

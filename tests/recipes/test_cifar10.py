@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import cifar10
-import image_measure
-import image_stages
 import pytest
 from datasets import Dataset
-from image_recipe import load_config
 from transformers import AutoModelForImageClassification
 
 from editable_hf import EditorConfig
+from editable_hf.experiments import image_measure, image_stages
+from editable_hf.experiments.image_recipe import load_config
 
 DEMO = Path(__file__, "../../../recipes/configs/cifar10/demo.yaml").resolve()
 MODELS = """models:

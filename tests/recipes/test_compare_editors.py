@@ -3,7 +3,9 @@ from pathlib import Path
 
 import compare_editors
 import pytest
-from compare_config import load_config
+
+from editable_hf.experiments import compare_stages
+from editable_hf.experiments.compare_recipe import load_config
 
 CONFIGS = Path(__file__).parents[2] / "recipes/configs/compare_editors"
 
@@ -40,7 +42,7 @@ def test_whole_recipe_twice(config_file, tmp_path, capsys, monkeypatch):
     assert len(requests) == 3 and all(each == requests[0] for each in requests)
     assert (tmp_path / "out/drawdown.png").stat().st_size > 5_000
 
-    monkeypatch.setattr(compare_editors, "ErrorDrawdownEvaluator", None)  # nothing is measured again
+    monkeypatch.setattr(compare_stages, "ErrorDrawdownEvaluator", None)  # nothing is measured again
     compare_editors.main(config)
     assert json.loads((tmp_path / "out/results.json").read_text())["rows"] == results["rows"]
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from image_recipe import load_config
 
 from editable_hf import EditableImageTrainingArguments
+from editable_hf.experiments.image_recipe import load_config
 
 CONFIGS = Path(__file__, "../../../recipes/configs").resolve()
 PATHS = sorted(

@@ -7,11 +7,11 @@ import imagenet
 import pytest
 import torch
 from image_folders import make_image_folders
-from image_recipe import load_config
 from rounding import assert_same_up_to_rounding
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, set_seed
 
+from editable_hf.experiments.image_recipe import load_config
 from editable_hf.models import (
     DENSENET_SIZES,
     DenseNetConfig,

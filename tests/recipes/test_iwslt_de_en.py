@@ -58,7 +58,7 @@ def assert_compared_with_the_baseline(out, rows, names):
 
 @pytest.mark.slow
 def test_whole_recipe_twice(corpus, tmp_path):
-    demo = yaml.safe_load((RECIPES / "configs/demo.yaml").read_text())
+    demo = yaml.safe_load((RECIPES / "configs/iwslt_de_en/demo.yaml").read_text())
     demo["requests"]["num_validation"] = demo["evaluation"]["num_validation_edits"] = 30
     demo["variants"] = {"gd": {"editor": "gd", "edit_learning_rate": 0.01}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(demo))
@@ -115,7 +115,7 @@ class Killed(Exception):
 
 def kills():
     """Three kills: within the pretraining after its second checkpoint, before the requests, within the evaluation."""
-    import translation_stages
+    from editable_hf.experiments import translation_stages
 
     trainer, evaluator = translation_stages.EditableSeq2SeqTrainer, translation_stages.BleuDrawdownEvaluator
     step, measure, measured = trainer.training_step, evaluator._measure, []
@@ -140,14 +140,18 @@ def kills():
 @pytest.mark.slow
 def test_killed_run_continues_to_the_same_result(corpus, tmp_path, monkeypatch, capsys):
     import iwslt_de_en
-    from recipe_config import load_config
+
+    from editable_hf.experiments.translation_recipe import load_config
 
     # With "1" the recipe would set its own number of threads, for all later tests too.
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def config(folder):
         loaded = load_config(
-            str(RECIPES / "configs/demo.yaml"), output_dir=str(tmp_path / folder), data=str(corpus), smoke=True
+            str(RECIPES / "configs/iwslt_de_en/demo.yaml"),
+            output_dir=str(tmp_path / folder),
+            data=str(corpus),
+            smoke=True,
         )
         finetune = {"max_steps": 4, "save_steps": 1, "logging_steps": 1}
         pretrain = loaded.pretrain | {"save_steps": 1}

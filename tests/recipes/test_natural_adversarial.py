@@ -3,16 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import adversarial_stages
-import image_measure
-import image_stages
 import natural_adversarial
 import pytest
 import torch
 from image_folders import make_image_folders
-from image_recipe import load_config
 from transformers import ResNetConfig, ResNetModel, set_seed
 
+from editable_hf.experiments import adversarial_stages, image_measure, image_stages
+from editable_hf.experiments.image_recipe import load_config
 from editable_hf.models import StemResNetConfig, StemResNetForImageClassification
 
 CONFIGS = Path(__file__, "../../../recipes/configs/natural_adversarial").resolve()

@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import translation_stages
 from datasets import Dataset, DatasetDict, load_from_disk
-from recipe_config import RequestOptions, load_config
 from transformers import AutoTokenizer, MarianMTModel
 
 from editable_hf.data.requests import NoEditRequestsError
+from editable_hf.experiments import translation_stages
 from editable_hf.experiments.stages import Stage
+from editable_hf.experiments.translation_recipe import RequestOptions, load_config
 
-DEMO = Path(__file__, "../../../recipes/configs/demo.yaml").resolve()
+DEMO = Path(__file__, "../../../recipes/configs/iwslt_de_en/demo.yaml").resolve()
 
 
 @pytest.fixture

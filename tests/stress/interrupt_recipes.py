@@ -31,11 +31,8 @@ from editable_hf.experiments.report import format_table, write_results
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CONFIGS = {
-    "iwslt_de_en": "demo.yaml",
-    "cifar10": "cifar10/demo.yaml",
-    "imagenet": "imagenet/demo.yaml",
-    "natural_adversarial": "natural_adversarial/demo.yaml",
-    "compare_editors": "compare_editors/demo.yaml",
+    recipe: f"{recipe}/demo.yaml"
+    for recipe in ("iwslt_de_en", "cifar10", "imagenet", "natural_adversarial", "compare_editors")
 }
 # Times; the mean loss of `Trainer`, which sums since the last start only; what `datasets` makes of a cache's path.
 UNCOMPARED = {"edit_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}

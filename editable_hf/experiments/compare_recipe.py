@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from image_parts import ImageDataOptions, ImageModelOptions
-from recipe_sections import RecipeFile
-
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS
+from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
+from editable_hf.experiments.recipe_config import RecipeFile
 
 
 @dataclass

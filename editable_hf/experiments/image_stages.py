@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from datasets import load_from_disk
-from image_measure import EditSets, Row, load_network, measure_row, row_editor
-from image_parts import ImageSets, load_classifier
-from image_recipe import CNP, GRADIENT_EDITOR_FIELDS, RANDOM, ImageRecipeConfig, RowOptions, folder_name
 from transformers import PreTrainedModel, set_seed
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
@@ -22,7 +19,17 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
+from editable_hf.experiments.image_measure import EditSets, Row, load_network, measure_row, row_editor
+from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_plots import plot_error_drawdowns
+from editable_hf.experiments.image_recipe import (
+    CNP,
+    GRADIENT_EDITOR_FIELDS,
+    RANDOM,
+    ImageRecipeConfig,
+    RowOptions,
+    folder_name,
+)
 from editable_hf.experiments.plots import plots_available
 from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
 from editable_hf.experiments.stages import Stage, Stages

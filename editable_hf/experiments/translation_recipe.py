@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipe_sections import RecipeFile
-
 from editable_hf import EditableSeq2SeqTrainingArguments
+from editable_hf.experiments.recipe_config import RecipeFile
 
 
 @dataclass

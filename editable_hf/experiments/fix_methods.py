@@ -16,12 +16,31 @@ from editable_hf import EditorConfig
 from editable_hf.baselines import fine_tune
 from editable_hf.core.editors import Params
 from editable_hf.evaluation.verified_edit import decode, verified_edit
-from editable_hf.experiments.report import format_table, write_results
+from editable_hf.experiments.report import BLEU_COLUMNS, ERROR_COLUMNS, format_table, write_results
 from editable_hf.experiments.stages import Stages
 
 MIN_HOLDS = 0.9  # share of validation corrections that must hold for a learning rate to be chosen
-FIRST_COLUMNS = {"name": ("", "{}"), "learning_rate": ("alpha", "{:g}"), "holds": ("holds", "{:.1%}")}
-LAST_COLUMNS = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{}")}
+_FIRST_COLUMNS = {"name": ("", "{}"), "learning_rate": ("alpha", "{:g}"), "holds": ("holds", "{:.1%}")}
+_LAST_COLUMNS = {"fix_seconds": ("seconds", "{:.2f}"), "num_edits": ("fixes", "{}")}
+SENTENCE_COLUMNS = {
+    **_FIRST_COLUMNS,
+    "paraphrases": ("paraphrases follow", "{:.1%}"),
+    "neighbors": ("neighbors follow", "{:.1%}"),
+    "unrelated": ("unrelated stay", "{:.1%}"),
+    "bleu_drawdown": ("BLEU drawdown", "{:.3f}"),
+    "bleu_drawdown_interval": BLEU_COLUMNS["bleu_drawdown_interval"],
+    **_LAST_COLUMNS,
+}
+IMAGE_COLUMNS = {
+    **_FIRST_COLUMNS,
+    "already_right": ("0 steps", "{:.1%}"),
+    "augmented_before": ("augmented before", "{:.1%}"),
+    "augmented": ("augmented follow", "{:.1%}"),
+    **{key: ERROR_COLUMNS[key] for key in ("drawdown", "drawdown_interval")},
+    "outputs_changed": ("changed", "{:.2%}"),
+    "cpu_seconds": ("of CPU", "{:.2f}"),
+    **_LAST_COLUMNS,
+}
 
 Request = dict[str, Any]
 Fix = Callable[[Request, float], Params]

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compare_fixes import COLUMNS as FIXES
-from compare_image_fixes import COLUMNS as IMAGE_FIXES
-
+from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, SENTENCE_COLUMNS
 from editable_hf.experiments.paper_tables import GENERALIZATION, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
 from editable_hf.experiments.report import BLEU_COLUMNS, ERROR_COLUMNS, GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS
 
@@ -154,7 +152,7 @@ SECTIONS = [
         "Corrections to another wording, on the embedded corpus. Paraphrases are other German wordings of the same "
         "sentence and neighbors sentences of the same template: both should follow. Unrelated sentences should stay. "
         "Edits and fine-tuning go on until decoding gives the wanted sentence, or 100 steps.",
-        FIXES,
+        SENTENCE_COLUMNS,
         drawn=("bleu_drawdown", "BLEU drawdown of a correction (points)", 1),
     ),
     Section(
@@ -163,7 +161,7 @@ SECTIONS = [
         "Test images of CIFAR-10 that the published network gets wrong, corrected to their true class. Augmented: "
         "crops and mirror images of the same image. Drawdown is measured on other test images. Edits and fine-tuning "
         "go on until the class is predicted, or 100 steps.",
-        IMAGE_FIXES,
+        IMAGE_COLUMNS,
         drawn=("drawdown", "drawdown of the error rate (points)", 100),
     ),
 ]

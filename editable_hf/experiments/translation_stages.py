@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
-from recipe_config import RecipeConfig
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, set_seed
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, EditorConfig, make_edit_requests
@@ -22,8 +21,10 @@ from editable_hf.experiments.plots import plot_drawdowns, plots_available
 from editable_hf.experiments.report import write_results
 from editable_hf.experiments.showcase import showcase
 from editable_hf.experiments.stages import Stage
+from editable_hf.experiments.translation_recipe import RecipeConfig
 from editable_hf.models import iwslt_transformer_config
 from editable_hf.training.checkpoints import train_to
+from editable_hf.training.model_card import add_results, complete_model_card
 
 _CHUNK = 512  # edit requests in one file
 
@@ -250,3 +251,16 @@ class _Scored:
         )
         content = json.dumps(record, indent=2, ensure_ascii=False)
         (folder / "showcase.json").write_text(content, encoding="utf-8")
+
+
+def write_card(config: RecipeConfig, models: dict[str, Stage], folder: Path) -> None:
+    """The card of the editable model, of the chosen one of several: how to edit it, and its first row of results."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    name = results.get("chosen", "editable")
+    row, model = next(row for row in results["rows"] if row["name"] == name), models[name].folder
+    complete_model_card(model, EditorConfig.from_pretrained(model), recipe=asdict(config))
+    # The embedded corpus is this package's own; what others allow is for their owners to say.
+    license = "apache-2.0" if config.data.source == "embedded" else None
+    pair = f"{config.data.source_lang}-{config.data.target_lang}"
+    names = {"dataset": pair, "dataset_name": results["test_name"]}
+    add_results(model, row, task="translation", license=license, **names)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from image_parts import ImageDataOptions, ImageModelOptions
-from recipe_sections import RecipeFile
-
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.baselines.ewc import LABELS
 from editable_hf.core.editors import EDITORS
+from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
+from editable_hf.experiments.recipe_config import RecipeFile, read_config, recipe_parser
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
 ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"
 GRADIENT, EWC, DKNN, CNP, RANK_ONE = "gradient", "ewc", "dknn", "cnp", "rank_one"
 _EDITOR_FIELDS = {"editor", "edit_learning_rate"}
-GRADIENT_EDITOR_FIELDS = {*_EDITOR_FIELDS, "learn_edit_learning_rate", "learn_edit_decays"}
+GRADIENT_EDITOR_FIELDS = {*_EDITOR_FIELDS, "learn_edit_learning_rate"}
 
 
 @dataclass
@@ -319,18 +317,10 @@ def _check_names(config: str, where: str, names: list[str], rows: Mapping[str, R
 
 def parse_args(description: str, own_section: str | None = None) -> ImageRecipeConfig:
     """The configuration that the command line asks for."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/")
-    parser.add_argument("--output_dir", help="output folder, instead of the config's")
-    parser.add_argument("--data", help="folder with the images, instead of the config's")
+    parser = recipe_parser(description)
     parser.add_argument("--weights", help="checkpoint folder, hub id or published .th file, instead of pretraining")
     if own_section == ADVERSARIAL_SECTION:
         parser.add_argument("--natural_adversarial", help="folder with the examples, instead of the config's")
         parser.add_argument("--embedding", help="hub id or folder of the model that says what is near")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the config's `models`")
-    parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
-    parser.add_argument("--smoke", action="store_true", help="the same stages in seconds, with meaningless numbers")
-    try:
-        return load_config(**vars(parser.parse_args()), own_section=own_section)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return read_config(parser, load_config, {**vars(parser.parse_args()), "own_section": own_section})

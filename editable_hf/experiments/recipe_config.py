@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import argparse
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,22 @@ class RecipeFile:
             similar = get_close_matches(wrong[0], [*fields, *others], n=1)
             hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise ValueError(f"{self.path}, {where}: {wrong} are no training arguments.{hint}")
+
+
+def recipe_parser(description: str) -> argparse.ArgumentParser:
+    """The command line that all recipes share; a recipe adds what it alone has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file, see recipes/configs/")
+    parser.add_argument("--output_dir", help="output folder, instead of the config's")
+    parser.add_argument("--data", help="folder with the data, or another source of it, instead of the config's")
+    parser.add_argument("--seed", type=int, help="seed of everything, instead of the config's")
+    parser.add_argument("--smoke", action="store_true", help="the same stages in seconds, with meaningless numbers")
+    return parser
+
+
+def read_config(parser: argparse.ArgumentParser, load_config: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    """What `load_config` makes of the arguments; a mistake in the file ends the program as one in them does."""
+    try:
+        return load_config(**args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))

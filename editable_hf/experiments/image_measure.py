@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from datasets import Dataset
-from image_parts import ImageModelOptions, ImageSets, load_classifier
-from image_recipe import CNP, DKNN, EWC, RANK_ONE, ImageRecipeConfig, RowOptions
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
 from editable_hf import EditableImageTrainingArguments, EditorConfig
@@ -21,7 +19,10 @@ from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normali
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.editors import Editor, LearnableEditor, Params
+from editable_hf.data.atomic import write_atomically
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.experiments.image_parts import ImageModelOptions, ImageSets, load_classifier
+from editable_hf.experiments.image_recipe import CNP, DKNN, EWC, RANK_ONE, ImageRecipeConfig, RowOptions
 from editable_hf.experiments.stages import Stage
 from editable_hf.experiments.tuning import build_editor, tune_editor
 from editable_hf.models.extra_block import find_head
@@ -208,7 +209,5 @@ def _fisher(
         if not path.exists():
             count = min(options.num_fisher_images, len(images.train_plain))
             how = {"labels": options.fisher_labels, "num_examples": count, "seed": config.seed}
-            temporary = path.with_suffix(".tmp")
-            save_file(diagonal_fisher(model, images.train_plain, options.layers, **how), temporary)
-            temporary.replace(path)
+            write_atomically(path, save(diagonal_fisher(model, images.train_plain, options.layers, **how)))
     return normalize_fisher(load_file(path, device=str(model.device)))
