@@ -20,7 +20,7 @@ from transformers import (
 
 import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
-from editable_hf.core.editing import EditResult, edit
+from editable_hf.core.editing import EditResult, constraint_value, edit
 from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, num_chains
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
@@ -228,10 +228,10 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
         if loaded.translates:
             penalty = decoding_length_penalty(loaded.model)
             constraint = joint_constraint(patch.request, loaded.model, penalty)
-            result = edit(loaded.model, constraint, loaded.editor.build_editor(), loaded.editor.layers, 0)
+            success = constraint_value(loaded.model, constraint) <= 0
             outputs = [decode(loaded.model, loaded.processor, each["input_ids"]) for each in patch.request]
             wanted = [each["labels"] for each in patch.request]
-            state |= {"success": result.success, "verified": outputs == wanted}
+            state |= {"success": success, "verified": outputs == wanted}
         found.append(state)
     return found
 

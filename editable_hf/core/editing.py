@@ -110,6 +110,13 @@ def edit(
     return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
 
 
+@torch.no_grad()
+def constraint_value(model: nn.Module, constraint: Constraint) -> float:
+    """`l_e` of the model as it stands, before any step of [`edit`]; at most 0 where nothing is wrong."""
+    with eval_mode(model), full_precision(model):
+        return constraint(FunctionalModel(model, []), {}).item()
+
+
 Outcome = tuple[Params, Tensor, list[float], str | None]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.constraints import Constraint, JointConstraint
-from editable_hf.core.editing import EditResult, edit, edited
+from editable_hf.core.editing import EditResult, constraint_value, edit, edited
 from editable_hf.core.editors import Editor
 from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.data.requests import request_constraint, strip_ids
@@ -117,9 +117,7 @@ def _harder(model: PreTrainedModel, request: Request, output: list[int], length_
     if output and output not in known:
         return {**request, "alternatives": [*known, output]}
     constraint = request_constraint(request, model, length_penalty).to(model.device)
-    with eval_mode(model), torch.no_grad():
-        value = constraint(FunctionalModel(model, []), {}).item()
-    return {**request, "margin": 1.5 * max(0.0, -value) + _LEAST_MARGIN}
+    return {**request, "margin": 1.5 * max(0.0, -constraint_value(model, constraint)) + _LEAST_MARGIN}
 
 
 def decoding_length_penalty(model: PreTrainedModel) -> float:

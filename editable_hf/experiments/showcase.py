@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from editable_hf.core.editing import edit
+from editable_hf.core.editing import constraint_value
 from editable_hf.core.editors import Editor
 from editable_hf.data.requests import NoEditRequestsError, make_edit_requests, request_constraint
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
@@ -54,7 +54,7 @@ def showcase(
             model, options = evaluator.model, {"num_alternatives": num_alternatives, "progress": None}
             pair = {"sources": [sources[index]], "targets": [references[index]]}
             requests = make_edit_requests(model, evaluator.tokenizer, **pair, **options)
-            reason = _why_not(evaluator, requests[0], editor, length_penalty)
+            reason = _why_not(evaluator, requests[0], length_penalty)
         except NoEditRequestsError:
             reason = _ALONE
         if reason is None:
@@ -77,16 +77,14 @@ def showcase(
     return {**record, "reference_index": index, "bleu_before": evaluator.bleu, "others": others}
 
 
-def _why_not(
-    evaluator: BleuDrawdownEvaluator, request: Mapping[str, Any], editor: Editor, length_penalty: float
-) -> str | None:
+def _why_not(evaluator: BleuDrawdownEvaluator, request: Mapping[str, Any], length_penalty: float) -> str | None:
     """Why there is nothing to see in this edit, or `None`."""
     model, longest = evaluator.model, longest_decodable(evaluator.model)
     if longest is not None and len(request["labels"]) > longest:
         return _TOO_LONG
     constraint = request_constraint(request, model, length_penalty)
     # Beam search missed the likeliest translation: `l_e` holds without a step.
-    if edit(model, constraint, editor, evaluator.layers, max_steps=0).success:
+    if constraint_value(model, constraint) <= 0:
         return _LIKELIEST
     return None
 

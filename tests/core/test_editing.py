@@ -17,6 +17,7 @@ from editable_hf.core import (
     rprop,
     scaled_gd,
 )
+from editable_hf.core.editing import constraint_value
 
 LAST_LAYER = {"MarianMTModel": "model.decoder.layers.1", "BartForConditionalGeneration": "model.decoder.layers.1"}
 FLOAT64, FLOAT32 = 1e-9, 1e-4  # tolerances
@@ -222,3 +223,10 @@ def test_what_is_no_editor_is_refused(classifier, editor):
 def test_selection_that_fits_nothing(classifier):
     with pytest.raises(ValueError, match="matches no parameter of Classifier"):
         edit(classifier, lambda model, params: 0, gd(0.1), "tail")
+
+
+def test_value_of_a_constraint_is_what_an_edit_starts_from(classifier):
+    constraint = ClassConstraint({"features": features()}, wrong_class(classifier))
+    classifier.train()
+    expected = edit(classifier, constraint, gd(0.1), "*", max_steps=0).history[0]
+    assert constraint_value(classifier, constraint) == pytest.approx(expected, rel=1e-6) and classifier.training
