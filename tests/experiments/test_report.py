@@ -161,13 +161,15 @@ def test_no_commit_without_git(tmp_path, monkeypatch):
 
 
 def called(path, seen=()):
-    """Names of the functions that a program calls, itself or in the modules beside it that it imports from."""
+    """Names of the functions that a program calls, itself or in the modules of experiments/ that it imports from."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    beside = {path.parent / f"{node.module}.py" for node in nodes if isinstance(node, ast.ImportFrom)}
-    for each in beside - {path, *seen}:
-        if each.exists():
-            names |= called(each, (*seen, path))
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    used = {
+        REPOSITORY / f"{each.replace('.', '/')}.py" for each in modules if each.startswith("editable_hf.experiments.")
+    }
+    for each in used - {path, *seen}:
+        names |= called(each, (*seen, path))
     return names
 
 
