@@ -20,7 +20,17 @@ from editable_hf.seams.torch_seam import ParameterSlots
 
 
 class CannotBatchEdits(TypeError):
-    """The model uses an edited parameter in a way that cannot be told apart by rows."""
+    """The model uses an edited parameter in a way that cannot be told apart by rows.
+
+    Args:
+        name: Of the parameter.
+        why: How it is used.
+    """
+
+    def __init__(self, name: str, why: str):
+        super().__init__(
+            f"`{name}` cannot be edited in a batch of edits, because {why}; apply each edit with `edited` instead."
+        )
 
 
 @contextmanager
@@ -28,8 +38,8 @@ def edited_batch(model: nn.Module, edits: Sequence[EditResult | Mapping[str, Ten
     """Applies several edits for the duration of the block, each to its own rows of every batch.
 
     A forward or `generate` on `len(edits) * S` rows gives those of the first edit, then those of the second, and so
-    on. Beams and returned sequences keep the rows of an edit together, so they need nothing. Sampling draws the numbers
-    that the same rows would get on one edited model.
+    on. Beams and returned sequences keep the rows of an edit together, so they need nothing. Sampling draws the
+    numbers that the same rows would get on one edited model.
 
     Edited parameters may be those of linear layers, embeddings, convolutions over images, batch (in eval mode), layer
     and RMS normalisation, and what is added to or multiplied with rows, wherever the model has them, tied ones too.
@@ -104,9 +114,8 @@ class _Batch:
             if self.rows % self.count == 0:
                 return rows.unflatten(0, (self.count, -1))
         raise CannotBatchEdits(
-            f"`{name}` cannot be edited in a batch of {self.count} edits, because it is used on a tensor of shape "
-            f"{tuple(rows.shape)}, while the model was called with {self.rows} rows; give as many rows to each edit, or "
-            "apply each with `edited` instead."
+            name,
+            f"it is used on a tensor of shape {tuple(rows.shape)}, while {self.count} edits share {self.rows} rows",
         )
 
 
@@ -146,10 +155,7 @@ class _Stacked(Tensor):
                 return _stacked(func(*plain, **kwargs), first.qualified_name, first.batch)
             if len(others) == 1 and not isinstance(others[0], _Stacked):
                 return _elementwise(func, first.batch, args, kwargs)
-        raise CannotBatchEdits(
-            f"`{first.qualified_name}` cannot be edited in a batch of edits, because a batch does not "
-            f"know `{getattr(func, '__name__', func)}`; apply each edit with `edited` instead."
-        )
+        raise CannotBatchEdits(first.qualified_name, f"`{getattr(func, '__name__', func)}` uses it")
 
 
 def _stacked(values: Tensor, name: str, batch: _Batch) -> _Stacked:
@@ -180,12 +186,9 @@ def _linear(batch: _Batch, input: Tensor, weight: Tensor, bias: Tensor | None = 
 def _embedding(batch: _Batch, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # What follows (padding index, largest norm) concerns gradients, but for the norm, which changes the weights.
     if kwargs.get("max_norm", args[1] if len(args) > 1 else None) is not None:
-        raise CannotBatchEdits(f"`{weight.qualified_name}` has a `max_norm`; apply each edit with `edited` instead.")
+        raise CannotBatchEdits(weight.qualified_name, "it has a `max_norm`")
     if input.untyped_storage().data_ptr() not in batch.inputs:  # positions, say, are those of all rows
-        raise CannotBatchEdits(
-            f"`{weight.qualified_name}` cannot be edited in a batch of edits, because it embeds something else than the "
-            "model's inputs; apply each edit with `edited` instead."
-        )
+        raise CannotBatchEdits(weight.qualified_name, "it embeds something else than the model's inputs")
     ids = batch.split(input, weight.qualified_name)
     starts = torch.arange(batch.count, device=ids.device) * weight.values.shape[1]
     ids = ids + starts.view(-1, *[1] * (ids.ndim - 1))
@@ -243,7 +246,7 @@ def _batch_norm(
     *args: Any,
 ) -> Tensor:
     if training:
-        raise CannotBatchEdits(f"`{_name(weight, bias)}` is used in train mode; call `model.eval()` first.")
+        raise CannotBatchEdits(_name(weight, bias), "batch normalization is in train mode (call `model.eval()`)")
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
     return _affine(batch, torch.batch_norm(wide, None, None, mean, var, False, *args), weight, bias, 0).to(input.dtype)
 
@@ -258,9 +261,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    images = (
-        batch.split(input, _name(weight, bias)).transpose(0, 1).flatten(1, 2)
-    )  # (images, num_edits * channels, ...)
+    images = batch.split(input, _name(weight, bias)).transpose(0, 1).flatten(1, 2)
     kernels = _each(weight, batch.count).flatten(0, 1)
     biases = None if bias is None else _each(bias, batch.count).flatten()
     output = F.conv2d(images, kernels, biases, stride, padding, dilation, groups * batch.count)
@@ -273,15 +274,12 @@ def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any], kwargs: Map
     (rows,) = (value for value in args if isinstance(value, Tensor) and value is not param and value.ndim)
     groups, shape = batch.split(rows, param.qualified_name), param.values.shape[1:]
     if len(shape) > rows.ndim or (len(shape) == rows.ndim and shape[0] != 1):
-        raise CannotBatchEdits(
-            f"`{param.qualified_name}` of shape {tuple(shape)} meets a tensor of shape {tuple(rows.shape)} that it does not "
-            "treat row by row; apply each edit with `edited` instead."
-        )
+        why = f"a tensor of shape {tuple(rows.shape)} meets it, which it does not treat row by row"
+        raise CannotBatchEdits(param.qualified_name, why)
     each = shape if len(shape) < rows.ndim else shape[1:]
     fitted = param.values.view(batch.count, *[1] * (rows.ndim - len(each)), *each)
-    return func(
-        *(fitted if value is param else groups if value is rows else value for value in args), **kwargs
-    ).flatten(0, 1)
+    arguments = (fitted if value is param else groups if value is rows else value for value in args)
+    return func(*arguments, **kwargs).flatten(0, 1)
 
 
 _BY_GROUP = {
