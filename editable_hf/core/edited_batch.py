@@ -149,12 +149,11 @@ class _Stacked(Tensor):
         if func in _BY_GROUP:
             return _BY_GROUP[func](first.batch, *args, **kwargs)
         others = [value for value in args if isinstance(value, Tensor) and value is not first and value.ndim]
-        if func in _ELEMENTWISE and not kwargs.get("out"):
-            if not others:
-                plain = (value.values if value is first else value for value in args)
-                return _stacked(func(*plain, **kwargs), first.qualified_name, first.batch)
-            if len(others) == 1 and not isinstance(others[0], _Stacked):
-                return _elementwise(func, first.batch, args, kwargs)
+        if func in _ELEMENTWISE | _CASTS and not others:
+            plain = (value.values if value is first else value for value in args)
+            return _stacked(func(*plain, **kwargs), first.qualified_name, first.batch)
+        if func in _ELEMENTWISE and not kwargs and len(others) == 1 and not isinstance(others[0], _Stacked):
+            return _elementwise(func, first.batch, args)
         raise CannotBatchEdits(first.qualified_name, f"`{getattr(func, '__name__', func)}` uses it")
 
 
@@ -268,7 +267,7 @@ def _conv2d(
     return output.unflatten(1, (batch.count, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any]) -> Tensor:
     """A sum or product of rows and a parameter that each row gets: of fewer dimensions, or with 1 in the first."""
     (param,) = (value for value in args if isinstance(value, _Stacked))
     (rows,) = (value for value in args if isinstance(value, Tensor) and value is not param and value.ndim)
@@ -279,7 +278,7 @@ def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any], kwargs: Map
     each = shape if len(shape) < rows.ndim else shape[1:]
     fitted = param.values.view(batch.count, *[1] * (rows.ndim - len(each)), *each)
     arguments = (fitted if value is param else groups if value is rows else value for value in args)
-    return func(*arguments, **kwargs).flatten(0, 1)
+    return func(*arguments).flatten(0, 1)
 
 
 _BY_GROUP = {
@@ -293,8 +292,8 @@ _BY_GROUP = {
 _ELEMENTWISE = {
     *(Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul),
     *(Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add),
-    *(Tensor.to, Tensor.float, Tensor.type_as),
 }
+_CASTS = {Tensor.to, Tensor.float}
 # What only describes a tensor, which is the same for all edits.
 _READ = {
     *(Tensor.dtype.__get__, Tensor.device.__get__, Tensor.requires_grad.__get__, Tensor.is_cuda.__get__),
