@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from editable_hf.models.beam_search import batches_by_length, check_source_lengt
 # `benchmarks/benchmark_decoding.py`.
 TOGETHER_DEVICES = {"cuda"}
 
+_MOST_TOGETHER, _STACKED_BYTES = 32, 4e9
+
 # What this class relies on, whatever a model's generation configuration says.
 _FIXED = {
     "do_sample": False,
@@ -35,8 +37,16 @@ _FIXED = {
     "output_hidden_states": False,
 }
 
-
 _LOGGER = logging.getLogger(__name__)
+
+
+def edits_together(model: PreTrainedModel, names: Iterable[str]) -> int:
+    """How many edits of these parameters are worth measuring together, within the memory for their copies."""
+    if model.device.type not in TOGETHER_DEVICES:
+        return 1
+    own = dict(model.named_parameters())
+    num_bytes = 2 * sum(own[name].nbytes for name in names)  # by themselves, and stacked
+    return max(1, min(_MOST_TOGETHER, int(_STACKED_BYTES / num_bytes)))
 
 
 class Translator:
@@ -100,6 +110,8 @@ class Translator:
             edits: Parameters by qualified name, the same ones of all edits.
             progress: Title of a progress bar, none if not given.
         """
+        if not edits:
+            return []
         translations = [[""] * sum(map(len, self._indices)) for _ in edits]
         with eval_mode(self.model):
             for number in tqdm(range(len(self._batches)), desc=progress, disable=progress is None, unit="batch"):
