@@ -89,11 +89,12 @@ class _Batch:
     Attributes:
         count: How many edits.
         rows: The model's rows, `None` before its first call.
-        inputs: Where the storages of its inputs are.
+        inputs: By module that was called; kept, so that nothing else can take the place of their storages.
     """
 
     def __init__(self, count: int):
-        self.count, self.rows, self.inputs = count, None, set()
+        self.count, self.rows = count, None
+        self.inputs: dict[nn.Module, list[Tensor]] = {}
 
     def note_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before the forward of the model."""
@@ -101,7 +102,12 @@ class _Batch:
         tensors = [value for value in (*named, *args) if isinstance(value, Tensor)]
         if tensors:
             self.rows = len(tensors[0])
-            self.inputs = {value.untyped_storage().data_ptr() for value in tensors}
+            self.inputs[module] = tensors
+
+    def holds(self, ids: Tensor) -> bool:
+        """Whether these are inputs of the model, or a view of them."""
+        given = (value for tensors in self.inputs.values() for value in tensors)
+        return ids.untyped_storage().data_ptr() in {value.untyped_storage().data_ptr() for value in given}
 
     def split(self, rows: Tensor, name: str) -> Tensor:
         """Rows by edit, `(num_edits, rows of each, ...)`.
@@ -186,7 +192,7 @@ def _embedding(batch: _Batch, input: Tensor, weight: Tensor, *args: Any, **kwarg
     # What follows (padding index, largest norm) concerns gradients, but for the norm, which changes the weights.
     if kwargs.get("max_norm", args[1] if len(args) > 1 else None) is not None:
         raise CannotBatchEdits(weight.qualified_name, "it has a `max_norm`")
-    if input.untyped_storage().data_ptr() not in batch.inputs:  # positions, say, are those of all rows
+    if not batch.holds(input):  # positions, say, are those of all rows
         raise CannotBatchEdits(weight.qualified_name, "it embeds something else than the model's inputs")
     ids = batch.split(input, weight.qualified_name)
     starts = torch.arange(batch.count, device=ids.device) * weight.values.shape[1]
@@ -237,17 +243,18 @@ def _rms_norm(
 def _batch_norm(
     batch: _Batch,
     input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Any,
-    var: Any,
-    training: bool,
-    *args: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
     if training:
         raise CannotBatchEdits(_name(weight, bias), "batch normalization is in train mode (call `model.eval()`)")
-    wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    return _affine(batch, torch.batch_norm(wide, None, None, mean, var, False, *args), weight, bias, 0).to(input.dtype)
+    rows = F.batch_norm(input, running_mean, running_var, momentum=momentum, eps=eps)
+    return _affine(batch, rows, weight, bias, 0)
 
 
 def _conv2d(
@@ -286,7 +293,7 @@ _BY_GROUP = {
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
-    torch.batch_norm: _batch_norm,
+    F.batch_norm: _batch_norm,
     F.conv2d: _conv2d,
 }
 _ELEMENTWISE = {

@@ -28,7 +28,7 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.log(100 * smoothed / total).mean(1)
         brevity = np.minimum(0.0, 1 - reference_length / hypothesis_length)
-    return np.where(some, np.exp(mean + brevity), 0.0)
+        return np.where(some, np.exp(mean + brevity), 0.0)
 
 
 class CorpusBleu:
