@@ -145,7 +145,7 @@ def validate(
     rows = []
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "validation", options.num_validation_sentences)
-        row, _ = scored.measure(name, options.learning_rates[0], options.num_validation_edits, folder)
+        row, *_ = scored.measure(name, options.learning_rates[0], options.num_validation_edits, folder)
         rows.append(row)
     if PartialState().is_main_process:
         chosen = choose_editable(rows, options.max_bleu_loss)
