@@ -42,7 +42,7 @@ def edited_batch(model: nn.Module, edits: Sequence[EditResult | Mapping[str, Ten
     numbers that the same rows would get on one edited model.
 
     Edited parameters may be those of linear layers, embeddings, convolutions over images, batch (in eval mode), layer
-    and RMS normalisation, and what is added to or multiplied with rows, wherever the model has them, tied ones too.
+    and RMS normalization, and what is added to or multiplied with rows, wherever the model has them, tied ones too.
     The first dimension of what they work on must be the batch. No gradient reaches the parameters.
 
     Args:
