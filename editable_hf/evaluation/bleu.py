@@ -8,8 +8,27 @@ from functools import lru_cache
 import numpy as np
 from sacrebleu.metrics import BLEU
 
+from editable_hf.evaluation.two_way import Changes
+
 _NGRAM_ORDER = 4
 _REMEMBERED = 4  # translations of each sentence: the unedited model's, and those that several edits lead to
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU, 0-100, of many test sets at once: what `BLEU.compute_bleu` gives for each row.
+
+    Args:
+        sums: `(num_sets, 10)`, sums of what [`CorpusBleu.sentence_statistics`] counts.
+    """
+    hypothesis_length, reference_length = sums[:, 0], sums[:, 1]
+    correct, total = sums[:, 2 : 2 + _NGRAM_ORDER], sums[:, 2 + _NGRAM_ORDER :]
+    # "exp" smoothing: the k-th order without a match counts 1 / 2**k matches.
+    smoothed = np.where(correct > 0, correct, 0.5 ** np.cumsum(correct == 0, axis=1))
+    some = (total > 0).all(1) & (correct > 0).any(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.log(100 * smoothed / total).mean(1)
+        brevity = np.minimum(0.0, 1 - reference_length / hypothesis_length)
+        return np.where(some, np.exp(mean + brevity), 0.0)
 
 
 class CorpusBleu:
@@ -80,6 +99,14 @@ class CorpusBleu:
             ref_len=reference_length,
             smooth_method="exp",  # what BLEU.corpus_score uses unless told otherwise
         ).score
+
+    def changes(self, before: np.ndarray, indices: Sequence[int], hypotheses: Sequence[str]) -> Changes:
+        """What other translations of some sentences change in the statistics `before` of all."""
+        if not indices:
+            return Changes(np.empty(0, dtype=np.int64), np.empty((0, before.shape[1]), dtype=np.int64))
+        rows = [self._cached_row(index, text) for index, text in zip(indices, hypotheses, strict=True)]
+        chosen = np.asarray(indices)
+        return Changes(chosen, np.array(rows, dtype=np.int64) - before[chosen])
 
     def _row(self, index: int, hypothesis: str) -> tuple[int, ...]:
         result = self._scorers[index].corpus_score([hypothesis], None)

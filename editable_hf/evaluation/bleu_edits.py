@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.editing import EditResult, edit, edited
@@ -14,9 +15,10 @@ from editable_hf.core.editors import Editor
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
-from editable_hf.evaluation.bleu import CorpusBleu
+from editable_hf.evaluation.bleu import CorpusBleu, bleu_of_sums
 from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
-from editable_hf.evaluation.translator import Translator
+from editable_hf.evaluation.translator import Translator, edits_together
+from editable_hf.evaluation.two_way import interval_of, resampled_means
 
 
 class BleuDrawdownEvaluator(EditEvaluator):
@@ -72,6 +74,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
         self._texts = CorpusBleu(reference_texts, tokenize="13a")
         detokenize = str if raw_text else MosesPreprocessor(target_lang).detokenize
         self._detokenize = lru_cache(maxsize=4 * len(sources))(detokenize)  # of few edits: most outputs are unedited
+        self.group_size = edits_together(model, self.layers)
         self.before = self._translator(progress="unedited model")
         self.bleu, self.bleu_detok = self._score(self.before)
         self.num_sentences = len(self.before)
@@ -90,18 +93,18 @@ class BleuDrawdownEvaluator(EditEvaluator):
         progress: str | None,
         length_penalty: float = 0.0,
     ) -> list[Record]:
-        return [self._measure_one(request, editor, max_steps, length_penalty) for request in requests]
-
-    def _measure_one(self, request: Request, editor: Editor, max_steps: int, length_penalty: float) -> Record:
-        start = time.perf_counter()
-        constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
-        result = edit(self.model, constraint, editor, self.layers, max_steps)
-        seconds = time.perf_counter() - start
-        translations = self.before
-        if result.num_steps > 0:
-            with edited(self.model, result):
-                translations = self._translator()
-        return self._record(request, result, translations, seconds)
+        results, times = [], []
+        for request in requests:
+            start = time.perf_counter()
+            constraint = request_constraint(request, self.model, length_penalty).to(self.model.device)
+            results.append(edit(self.model, constraint, editor, self.layers, max_steps))
+            times.append(time.perf_counter() - start)
+        moved = [result.params for result in results if result.num_steps > 0]
+        outputs = iter(self._translator.after_edits(moved, progress if len(requests) > 1 else None))
+        return [
+            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, seconds)
+            for request, result, seconds in zip(requests, results, times, strict=True)
+        ]
 
     def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> Record:
         own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
@@ -122,7 +125,9 @@ class BleuDrawdownEvaluator(EditEvaluator):
         }
 
     def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
-        """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
+        """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals.
+
+        Those of drawdowns are over edits and test sentences together, all others over the edits.
 
         Args:
             name: Name of the row.
@@ -139,7 +144,25 @@ class BleuDrawdownEvaluator(EditEvaluator):
         row = self._summary(name, records, num_sentences=self.num_sentences, **extra)
         drawdowns = [abs(self.bleu - record["bleu"]) for record in records]
         moved = mean_of_moved(drawdowns, records)
+        intervals = {key: interval_of(row[key], samples) for key, samples in self.resampled(records).items()}
+        row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
         return {**row, "bleu": self.bleu, "bleu_detok": self.bleu_detok, "bleu_drawdown_moved": moved}
+
+    def resampled(self, records: Sequence[Request]) -> dict[str, np.ndarray]:
+        """Mean drawdowns for resampled edits and test sentences, see [`resampled_means`], by key of the row."""
+        texts = self._texts.sentence_statistics([self._detokenize(text) for text in self.before])
+        tokens = self._tokens.sentence_statistics(self.before)
+        of_tokens, of_texts = [], []
+        for record in records:
+            indices = [change["index"] for change in record["changed"]]
+            after = [change["after"] for change in record["changed"]]
+            of_tokens.append(self._tokens.changes(tokens, indices, after))
+            of_texts.append(self._texts.changes(texts, indices, [self._detokenize(text) for text in after]))
+        return {
+            "bleu_drawdown": resampled_means(tokens, of_tokens, bleu_of_sums),
+            "bleu_drawdown_signed": resampled_means(tokens, of_tokens, bleu_of_sums, np.positive),
+            "bleu_detok_drawdown": resampled_means(texts, of_texts, bleu_of_sums),
+        }
 
     def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
         differences = [self.bleu - record["bleu"] for record in records]

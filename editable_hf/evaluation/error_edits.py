@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,7 @@ from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
+from editable_hf.evaluation.two_way import Changes, interval_of, resampled_means
 
 # What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.
 _LARGEST_GROUP = 100
@@ -148,7 +150,9 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         }
 
     def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
-        """One row of Tables 1 to 5 from the records of [`evaluate`], with 95% bootstrap intervals over the edits.
+        """One row of Tables 1 to 5 from the records of [`evaluate`], with 95% bootstrap intervals.
+
+        Those of drawdowns are over edits and test images together, all others over the edits.
 
         Args:
             name: Name of the row.
@@ -164,7 +168,25 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         """
         row = self._summary(name, records, num_images=self.num_images, **extra)
         drawdowns = [abs(record["error_rate"] - self.error_rate) for record in records]
+        intervals = {key: interval_of(row[key], samples) for key, samples in self.resampled(records).items()}
+        row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
         return {**row, "error_rate": self.error_rate, "drawdown_moved": mean_of_moved(drawdowns, records)}
+
+    def resampled(self, records: Sequence[Request]) -> dict[str, np.ndarray]:
+        """Mean drawdowns for resampled edits and test images, see [`resampled_means`], by key of the row."""
+        wrong, labels = (self.before != self.labels).numpy().astype(np.int64)[:, None], self.labels.numpy()
+        edits = []
+        for changed in (each["changed"] for each in records):
+            indices, classes = np.array(changed, dtype=np.int64).reshape(-1, 2).T
+            edits.append(Changes(indices, (classes != labels[indices])[:, None] - wrong[indices]))
+
+        def error_rate(sums: np.ndarray) -> np.ndarray:
+            return sums[:, 0] / len(wrong)
+
+        return {
+            "drawdown": resampled_means(wrong, edits, error_rate),
+            "drawdown_signed": resampled_means(wrong, edits, error_rate, np.negative),  # after - before
+        }
 
     def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
         differences = [record["error_rate"] - self.error_rate for record in records]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedTokenizerBase, set_seed
@@ -16,7 +17,7 @@ from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
-from editable_hf.evaluation.bootstrap import bootstrap_ratio
+from editable_hf.evaluation.two_way import ratio_of
 from editable_hf.experiments.plots import plot_drawdowns, plots_available
 from editable_hf.experiments.report import write_results
 from editable_hf.experiments.showcase import showcase
@@ -145,7 +146,7 @@ def validate(
     rows = []
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "validation", options.num_validation_sentences)
-        row, _ = scored.measure(name, options.learning_rates[0], options.num_validation_edits, folder)
+        row, *_ = scored.measure(name, options.learning_rates[0], options.num_validation_edits, folder)
         rows.append(row)
     if PartialState().is_main_process:
         chosen = choose_editable(rows, options.max_bleu_loss)
@@ -176,17 +177,18 @@ def evaluate(
     if validation is not None:
         found = json.loads((validation.folder / "results.json").read_text(encoding="utf-8"))
         names["chosen"] = found["chosen"]
-    rows, drawdowns = [], {}
+    rows, drawdowns, samples = [], {}, {}
     for name, stage in models.items():
         scored = _Scored(config, parts, requests, stage, "test", options.num_sentences)
         for rate in options.learning_rates:
             suffix = "" if rate == options.learning_rates[0] else f", alpha={rate:g}"
             title = f"{name}{suffix}"
-            row, drawdowns[title] = scored.measure(title, rate, options.num_edits, folder)
+            row, drawdowns[title], samples[title] = scored.measure(title, rate, options.num_edits, folder)
             # By the same alpha: a smaller one is more local by itself.
             other = f"baseline{suffix}"
             if name != "baseline" and sum(drawdowns[other]) > 0:
-                ratio = bootstrap_ratio(drawdowns[title], drawdowns[other])
+                means = (sum(drawdowns[each]) / len(drawdowns[each]) for each in (title, other))
+                ratio = ratio_of(next(means), samples[title], next(means), samples[other])
                 row["drawdown_ratio"] = {"to": other, **ratio._asdict()}
             rows.append(row)
             if PartialState().is_main_process:
@@ -223,8 +225,10 @@ class _Scored:
             batch_size=config.evaluation.batch_size,
         )
 
-    def measure(self, title: str, rate: float, num_edits: int, folder: Path) -> tuple[dict[str, Any], list[float]]:
-        """A row of the table, and the drawdown of each edit."""
+    def measure(
+        self, title: str, rate: float, num_edits: int, folder: Path
+    ) -> tuple[dict[str, Any], list[float], np.ndarray]:
+        """A row of the table, the drawdown of each edit, and the mean of resampled edits and sentences."""
         max_steps = self.config.evaluation.max_steps
         records = self.evaluator.evaluate(
             self.requests.select(range(min(num_edits, len(self.requests)))),
@@ -236,7 +240,8 @@ class _Scored:
         )
         hyperparameters = {**self.editor.hyperparameters, "learning_rate": rate}
         row = self.evaluator.summarize(title, records, editor=hyperparameters, max_steps=max_steps)
-        return row, [abs(self.evaluator.bleu - record["bleu"]) for record in records]
+        samples = self.evaluator.resampled(records)["bleu_drawdown"]
+        return row, [abs(self.evaluator.bleu - record["bleu"]) for record in records], samples
 
     def show(self, folder: Path) -> None:
         """Writes what one edit does, as an example."""

@@ -147,10 +147,26 @@ def test_the_same_again(make_evaluator, requests):
 def test_summary(make_evaluator):
     evaluator = make_evaluator()
     record = {"verified": True, "success": True, "edit_seconds": 0.5, "bleu_detok": evaluator.bleu_detok}
+    worse = [{"index": index, "after": "x"} for index in range(NUM_SENTENCES)]
     records = [
-        {**record, "bleu": evaluator.bleu - 2.0, "num_steps": 3, "num_changed": 6},
-        {**record, "bleu": evaluator.bleu + 1.0, "num_steps": 5, "num_changed": 3, "verified": False},
-        {**record, "bleu": evaluator.bleu, "num_steps": 0, "num_changed": 0, "success": False, "failure": "nan"},
+        {**record, "bleu": evaluator.bleu - 2.0, "num_steps": 3, "num_changed": 6, "changed": worse},
+        {
+            **record,
+            "bleu": evaluator.bleu + 1.0,
+            "num_steps": 5,
+            "num_changed": 3,
+            "verified": False,
+            "changed": worse[:1],
+        },
+        {
+            **record,
+            "bleu": evaluator.bleu,
+            "num_steps": 0,
+            "num_changed": 0,
+            "success": False,
+            "failure": "nan",
+            "changed": [],
+        },
     ]
     row = evaluator.summarize("ours", records, max_steps=10)
     assert row["name"] == "ours" and row["max_steps"] == 10
@@ -165,7 +181,9 @@ def test_summary(make_evaluator):
     assert row["outputs_changed"] == pytest.approx(9 / 3 / NUM_SENTENCES)
     assert (row["num_edits"], row["num_sentences"]) == (3, NUM_SENTENCES)
     low, high = row["intervals"]["bleu_drawdown"]
-    assert 0 <= low < 1.0 < high <= 2.0
+    assert 0 <= low < high <= 100  # of the changed sentences; the values above are not theirs
+    low, high = row["intervals"]["outputs_changed"]
+    assert low == 0 and high == 6 / NUM_SENTENCES  # over the edits alone
     json.dumps(row)
 
 
