@@ -128,8 +128,7 @@ class SequenceConstraint:
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
         hidden = model.encode(params, **self.inputs)  # (1, source_length, hidden)
         if hidden.device.type in ONE_PASS_DEVICES and self.labels.numel() * _num_logits(model) <= _MOST_LOGITS:
-            losses = self._losses(model, params, hidden)
-            return losses[0] - losses[1:].min(0).values
+            return self._margin_of_all(model, params, hidden)
         # l_e is a maximum: only the target and the alternative that attains it have a gradient. Which one that is
         # takes no graph to find, and the other rows are then left out. Exact, and most of the cost of an edit.
         with torch.no_grad():
@@ -175,15 +174,23 @@ class SequenceConstraint:
         target, alternative = self._normalize(-losses.sum(1), labels)
         return alternative - target
 
-    def _losses(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        """Minus the scores of all sequences, in one pass."""
-        every = range(len(self.labels))
-        rows = model.once(
-            ("one pass", id(self), id(hidden)), lambda: _Rows(model, self, hidden, every, told_apart=False)
-        )
+    def _margin_of_all(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """`l_e` in one pass. Only the logits of the two rows that matter are kept for the way back."""
+        every, key = range(len(self.labels)), (id(self), id(hidden))
+        rows = model.once(("all", *key), lambda: _Rows(model, self, hidden, every, told_apart=False))
         logits = model(params, **rows.inputs).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), rows.labels, reduction="none", ignore_index=IGNORE_INDEX)
-        return self._normalize(losses.sum(1), rows.labels)
+        weights, target_and_one = model.once(("weights", *key), lambda: self._weights(rows.labels, logits))
+        with torch.no_grad():
+            scores = (_losses(logits, rows.labels) * weights).sum(1)
+            pair = target_and_one.addcmul(target_and_one, scores[1:].argmax())  # 0, and where the largest score is
+        return torch.dot(_losses(logits[pair], rows.labels[pair]).flatten(), weights[pair].flatten())
+
+    def _weights(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What the loss of each token counts in `l_e`, `(num_rows, length)`, and the numbers 0 and 1."""
+        signs = torch.full((len(labels),), -1.0, dtype=logits.dtype, device=logits.device)
+        signs[0] = 1.0
+        weights = self._normalize(signs, labels).unsqueeze(1).expand_as(labels).contiguous()
+        return weights, torch.arange(2, device=logits.device)
 
     def _normalize(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.length_penalty == 0:
@@ -228,6 +235,11 @@ class JointConstraint:
             return F.relu(torch.stack(values)).mean()
         # Picked, not reduced: a maximum would send a gradient of zeros back through all the others.
         return values[int(torch.stack(values).detach().argmax())]
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the log-probability of each token, `(num_rows, length)`; 0 where padded."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX)
 
 
 def _num_logits(model: FunctionalModel) -> int:
