@@ -187,7 +187,15 @@ def test_resume_with_other_learned_values_says_what_is_wrong(make_trainer, dropo
 
 
 def test_round_trip(tmp_path):
-    config = EditorConfig("adam", {"learning_rate": 0.1, "beta1": 0.3, "beta2": 0.7}, ["*"], 4, 0.5, {"beta1": -0.2})
+    config = EditorConfig(
+        "adam",
+        {"learning_rate": 0.1, "beta1": 0.3, "beta2": 0.7},
+        ["*"],
+        4,
+        0.5,
+        {"source_prefix": "to German: "},
+        {"beta1": -0.2},
+    )
     config.save_pretrained(tmp_path)
     assert EditorConfig.from_pretrained(tmp_path) == config
     assert [path.name for path in tmp_path.iterdir()] == ["editor_config.json"]
