@@ -17,6 +17,7 @@ from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
+from editable_hf.core.layer_norm import quick_layer_norms
 from editable_hf.core.selection import select_parameters
 
 # An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it
@@ -103,7 +104,8 @@ def edit(
     run = partial(_descend, editor) if isinstance(editor, Editor) else partial(_choose, editor)
     # Fused kernels of attention have no double backward. A forward that is differentiated once keeps them.
     attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-    with eval_mode(model), full_precision(model), attention, torch.enable_grad():
+    norms = quick_layer_norms(model) if create_graph else nullcontext()
+    with eval_mode(model), full_precision(model), attention, norms, torch.enable_grad():
         params, loss, history, failure = run(functional_model, constraint, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
