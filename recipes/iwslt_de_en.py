@@ -58,7 +58,9 @@ def main(config: RecipeConfig) -> None:
         return stages.run(name, inputs, after, build, every_process=True)
 
     pretrained = train("pretrained", config.pretrain)
+    # What refuses a model changes no request.
     options = {**asdict(config.requests), "seed": config.seed}
+    del options["min_bleu"]
     build = partial(prepare_requests, config, parts, pretrained)
     requests = stages.run("requests", options, [*parts, pretrained], build, every_process=True)
     # A model trained longer has less drawdown by itself: the baseline gets exactly as many updates.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,22 @@ def _request(
     }
 
 
+def _warn_of_repetition(rows: list[dict[str, Any]]) -> None:
+    """A model that says one token again and again has learned nothing that an edit could keep."""
+    outputs = [row["alternatives"][0] for row in rows if row["alternatives"]]
+    repeating = sum(len(ids) > 3 and 2 * Counter(ids).most_common(1)[0][1] > len(ids) for ids in outputs)
+    if 2 * repeating > len(rows):
+        logger.warning(
+            "%s of %s translations of the model consist mostly of one token: it has not been trained long enough, or "
+            "its training collapsed. Edits of such a model mean little.",
+            repeating,
+            len(rows),
+        )
+
+
 def _usable(rows: list[dict[str, Any]], end: int | None) -> Dataset:
     """The requests that an edit can be asked for, by `id`; with `end`, those whose target ends in that token."""
+    _warn_of_repetition(rows)
     whole = [row for row in rows if end is None or row["labels"][-1:] == [end]]
     usable = [row for row in whole if row["alternatives"]]
     reasons = (

@@ -44,7 +44,11 @@ class ModelOptions:
 
 @dataclass
 class RequestOptions:
-    """How many edit requests, and how they are made (section 4.4)."""
+    """How many edit requests, and how they are made (section 4.4).
+
+    They are made with the pretrained model, which must reach `min_bleu` on 200 validation sentences: one that learned
+    nothing would otherwise go through all stages to a table that says nothing.
+    """
 
     num_train: int = 10_000
     num_validation: int = 0
@@ -52,6 +56,7 @@ class RequestOptions:
     num_alternatives: int = 32
     temperature: float = 1.2
     batch_size: int = 16
+    min_bleu: float = 10.0
 
 
 @dataclass
@@ -109,7 +114,7 @@ _SMOKE: dict[str, dict[str, Any]] = {
     "data": {"max_train_samples": 600, "max_validation_samples": 20, "max_test_samples": 20},
     "tokenizer": {"vocab_size": 400},
     "model": {"size": "tiny"},
-    "requests": {"num_train": 8, "num_test": 6, "num_alternatives": 4},
+    "requests": {"num_train": 8, "num_test": 6, "num_alternatives": 4, "min_bleu": 0.0},
     "evaluation": {"num_edits": 2, "num_sentences": 10, "learning_rates": [1e-2, 5e-3]},
     # Fast enough that the model learns where sentences end: a sampled target without an end gives no request.
     "pretrain": {"max_steps": 30, "save_steps": 20, "logging_steps": 10, "learning_rate": 5e-3, "warmup_steps": 5},

@@ -16,7 +16,9 @@ from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments
 from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.two_way import ratio_of
 from editable_hf.experiments.plots import plot_drawdowns, plots_available
 from editable_hf.experiments.report import write_results
@@ -101,6 +103,7 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
     """All processes share the chunks. One file a chunk, complete once it has its name: a kill costs one at most."""
     (splits, tokenizer), state = load_parts(parts), PartialState()
     model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(state.device)
+    _check_learned(model, tokenizer, splits["validation"][:200], config.requests.min_bleu)
     options = config.requests
     counts = {"train": options.num_train, "validation": options.num_validation, "test": options.num_test}
     for split, count in counts.items():
@@ -136,6 +139,19 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
             if not chunks:
                 raise none_at_all  # the first chunk was this process's
             concatenate_datasets([Dataset.from_parquet(str(path)) for path in chunks]).save_to_disk(folder / split)
+
+
+def _check_learned(model, tokenizer, pairs: dict[str, list[str]], min_bleu: float) -> None:
+    outputs = Translator(model, tokenizer, pairs["source"], num_beams=1, keep_encoded=False)()
+    bleu = CorpusBleu(pairs["target"])
+    score = bleu.score(bleu.sentence_statistics(outputs))
+    if score < min_bleu:
+        raise ValueError(
+            f"Expected the pretrained model to reach {min_bleu:g} BLEU (`min_bleu` of the section 'requests') before "
+            f"anything is edited, but it has {score:.2f} on {len(outputs)} validation sentences; it says, e.g., "
+            f"{outputs[0][:80]!r}. See how its loss went in `trainer_state.json`. In the section 'pretrain' lower "
+            "`learning_rate` or raise `warmup_steps` if it stopped falling early, or raise `max_steps`."
+        )
 
 
 def validate(

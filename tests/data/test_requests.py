@@ -283,3 +283,11 @@ def test_drawing_leaves_the_global_random_state():
 )
 def test_strip_ids(tokenizer, generated, expected):
     assert strip_ids(torch.tensor(generated), tokenizer) == expected
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_model_that_repeats_itself_is_warned_of(make, sentence_pairs, monkeypatch, caplog, repeats):
+    said = [5, 5, 5, 5, 9, 5, 2] if repeats else [5, 6, 7, 8, 9, 10, 2]
+    monkeypatch.setattr("editable_hf.data.requests._beam_search", lambda model, tokenizer, inputs, k: [[said]] * 3)
+    make(sentence_pairs[0][:3], targets=sentence_pairs[1][:3])
+    assert ("3 of 3 translations of the model consist mostly of one token" in caplog.text) == repeats

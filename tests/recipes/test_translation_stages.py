@@ -67,7 +67,7 @@ def save_requests(config, parts, tmp_path, monkeypatch, trained_marian, empty):
     monkeypatch.setattr(translation_stages, "_CHUNK", 2)
     trained_marian.save_pretrained(tmp_path / "pretrained")
     (tmp_path / "requests").mkdir()
-    config = replace(config, requests=RequestOptions(num_train=5, num_test=1))
+    config = replace(config, requests=RequestOptions(num_train=5, num_test=1, min_bleu=0.0))
     translation_stages.prepare_requests(config, parts, Stage(tmp_path / "pretrained", ""), tmp_path / "requests")
     return load_from_disk(tmp_path / "requests/train")["id"]
 
@@ -95,3 +95,11 @@ def test_choice_on_validation_data(bleu, drawdown, chosen):
     names = ("baseline", "a", "b")
     rows = [{"name": n, "bleu": b, "bleu_drawdown": d} for n, b, d in zip(names, bleu, drawdown, strict=True)]
     assert translation_stages.choose_editable(rows, max_bleu_loss=0.3) == chosen
+
+
+def test_model_that_learned_nothing_ends_the_recipe(config, parts, tmp_path, trained_marian):
+    config = replace(config, requests=replace(config.requests, min_bleu=101.0))
+    trained_marian.float().save_pretrained(tmp_path / "pretrained")
+    pretrained = Stage(tmp_path / "pretrained", "pretrained")
+    with pytest.raises(ValueError, match=r"reach 101 BLEU \(`min_bleu`.*but it has .* on 10 validation sentences"):
+        translation_stages.prepare_requests(config, parts, pretrained, tmp_path / "requests")
