@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,8 +72,27 @@ class Setting(NamedTuple):
     folder: Path
 
 
+class _Method(ABC):
+    """What a row needs of its method; a subclass is a dataclass of the keys that it has in the file."""
+
+    def check(self, row: RowOptions) -> None:
+        """Raises `ValueError` where the method does not fit the rest of its row."""
+
+    def network(self, model: PreTrainedModel, layers: list[str], images: ImageSets) -> PreTrainedModel:
+        """What is trained for a row."""
+        return model
+
+    def training(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The training arguments with which it is trained."""
+        return options
+
+    @abstractmethod
+    def subject(self, setting: Setting) -> Subject:
+        """What is measured for a row."""
+
+
 @dataclass
-class Gradient:
+class Gradient(_Method):
     """The gradient editor alone.
 
     Args:
@@ -87,16 +107,7 @@ class Gradient:
         if self.num_trials < 0:
             raise ValueError(f"`num_trials` must be 0 or more, got {self.num_trials}.")
 
-    def network(self, model: PreTrainedModel, layers: list[str], images: ImageSets) -> PreTrainedModel:
-        """What is trained for a row."""
-        return model
-
-    def training(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The training arguments with which it is trained."""
-        return options
-
     def subject(self, setting: Setting) -> Subject:
-        """What is measured for a row."""
         made = _tuned(setting, self.num_trials, None) if self.num_trials else _best_rate(setting)
         return Subject(setting.model, setting.layers, *made)
 
@@ -135,16 +146,10 @@ class Ewc(Gradient):
         return Subject(model, layers, *_tuned(setting, self.num_trials, fisher))
 
 
-class _WithoutGradient:
+class _WithoutGradient(_Method):
     def check(self, row: RowOptions) -> None:
         if set(row.training) & _GRADIENT_EDITOR_FIELDS:
             raise ValueError(f"`method: {self.name}` has no gradient editor: remove editor and alpha.")
-
-    def network(self, model: PreTrainedModel, layers: list[str], images: ImageSets) -> PreTrainedModel:
-        return model
-
-    def training(self, options: dict[str, Any]) -> dict[str, Any]:
-        return options
 
 
 class _Untrained(_WithoutGradient):
@@ -224,13 +229,13 @@ METHODS = {kind.name: kind for kind in (Gradient, Ewc, Dknn, Cnp, RankOne)}
 METHOD_KEYS = {key for kind in METHODS.values() for key in kind.__dataclass_fields__} - {"name"}
 
 
-def build_method(name: str, values: dict[str, Any]) -> Any:
+def build_method(name: str, values: dict[str, Any]) -> _Method:
     """The method of that name with these of its keys.
 
     Raises:
         ValueError: For an unknown method, or a key of another one.
     """
-    if name not in METHODS:
+    if name not in list(METHODS):  # a list or a mapping has no hash
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     own = [key for key in METHODS[name].__dataclass_fields__ if key != "name"]
     for key in values:

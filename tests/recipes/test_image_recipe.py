@@ -6,6 +6,7 @@ import pytest
 
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.experiments.image_recipe import load_config
+from editable_hf.experiments.row_methods import build_method
 
 CONFIGS = Path(__file__, "../../../recipes/configs").resolve()
 PATHS = sorted(
@@ -132,3 +133,15 @@ def test_rows_that_are_edited_again_have_a_gradient_editor(write):
 def test_rows_of_the_adversarial_section_exist(write):
     with pytest.raises(ValueError, match=r"sequence_rows: expected names of rows, \['a'\] so far, but got \['b'\]"):
         load_config(write("adversarial: {sequence_rows: [b]}\nmodels: {a: {}}"), own_section="adversarial")
+
+
+@pytest.mark.parametrize("method", [{"dknn": {"neighbors": 5}}, ["dknn"], 3, "nearest"])
+def test_method_that_is_none_of_them(method):
+    with pytest.raises(ValueError, match="`method` must be one of gradient, ewc, dknn, cnp, rank_one, got"):
+        build_method(method, {})
+
+
+@pytest.mark.parametrize(("name", "key"), [("gradient", "neighbors"), ("dknn", "num_trials"), ("cnp", "neighbors")])
+def test_key_of_another_method(name, key):
+    with pytest.raises(ValueError, match=f"`{key}` is no option of `method: {name}`; it has"):
+        build_method(name, {key: 5})
