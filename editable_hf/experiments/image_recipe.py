@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editable_hf import EditableImageTrainingArguments
-from editable_hf.baselines.ewc import LABELS
 from editable_hf.core.editors import EDITORS
 from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
 from editable_hf.experiments.recipe_config import RecipeFile, read_config, recipe_parser
+from editable_hf.experiments.row_methods import EDITOR_FIELDS, METHOD_KEYS, Gradient, build_method
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
 ADVERSARIAL_SECTION, FIGURE_SECTION = "adversarial", "figure_2"
-GRADIENT, EWC, DKNN, CNP, RANK_ONE = "gradient", "ewc", "dknn", "cnp", "rank_one"
-_EDITOR_FIELDS = {"editor", "edit_learning_rate"}
-GRADIENT_EDITOR_FIELDS = {*_EDITOR_FIELDS, "learn_edit_learning_rate"}
 
 
 @dataclass
@@ -32,17 +29,8 @@ class RowOptions:
         layers: What edits may move.
         network: The row whose network is edited here too, with another editor or on other layers.
         compare_to: The row that the drawdown is divided by.
-        method: How edits are made: by the gradient editor alone (gradient), with Elastic Weight Consolidation (ewc),
-            or as the other baselines of Table 3 do: deep nearest neighbors (dknn; `layers` give the embeddings) and
-            a condition vector (cnp; `layers` is the chain that it is added to); or by a closed form (rank_one;
-            `layers` is the head).
-        num_trials: Trials of a search for the editor's hyperparameters (with ewc also the penalty's weight), as for
-            Table 1. 0 tries the alphas of `learning_rates` instead.
-        fisher_labels: For ewc: the Fisher information is that of labels drawn from the network (sampled) or of the
-            data's own (true, the empirical Fisher).
-        num_fisher_images: Training images that it is estimated on, and the moment of the features for rank_one.
-        neighbors: k of dknn, in each layer.
-        training: Fields of `EditableImageTrainingArguments` for this row; in the file they stand beside the others.
+        method: How edits are made; its keys stand beside the others in the file, and so do those of `training`.
+        training: Fields of `EditableImageTrainingArguments` for this row.
     """
 
     train: bool = True
@@ -51,11 +39,7 @@ class RowOptions:
     layers: list[str] = field(default_factory=lambda: ["chain3"])
     network: str | None = None
     compare_to: str | None = None
-    method: str = GRADIENT
-    num_trials: int = 0
-    fisher_labels: str = "sampled"
-    num_fisher_images: int = 5_000
-    neighbors: int = 10
+    method: Any = field(default_factory=Gradient)
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -72,38 +56,10 @@ class RowOptions:
             raise ValueError(f"`network: {self.network}` has been made already: leave out train, extra and requests.")
         if not self.train and self.requests != "none":
             raise ValueError(f"`train: false` leaves nothing that `requests: {self.requests}` could be used for.")
-        unused = sorted(set(self.training) - _EDITOR_FIELDS)
+        unused = sorted(set(self.training) - EDITOR_FIELDS)
         if unused and (self.network is not None or not self.train):
             raise ValueError(f"Nothing is trained for this row, so {unused} would have no effect; remove them.")
-        self._check_method()
-
-    def _check_method(self) -> None:
-        methods = (GRADIENT, EWC, DKNN, CNP, RANK_ONE)
-        if self.method not in methods:
-            raise ValueError(f"`method` must be one of {', '.join(methods)}, got {self.method!r}.")
-        own = {EWC: {"fisher_labels", "num_fisher_images"}, DKNN: {"neighbors"}, RANK_ONE: {"num_fisher_images"}}
-        fields = self.__dataclass_fields__
-        for name in {"fisher_labels", "num_fisher_images", "neighbors"} - own.get(self.method, set()):
-            if getattr(self, name) != fields[name].default:
-                raise ValueError(f"`{name}` has no effect with `method: {self.method}`; remove it.")
-        if self.fisher_labels not in LABELS:
-            raise ValueError(f"`fisher_labels` must be one of {', '.join(LABELS)}, got {self.fisher_labels!r}.")
-        if self.num_trials < 0 or self.neighbors < 1 or self.num_fisher_images < 1:
-            raise ValueError("`num_trials` must be 0 or more, `neighbors` and `num_fisher_images` at least 1.")
-        if self.method == EWC and not self.num_trials:
-            raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
-        if self.method in methods[2:] and (self.num_trials or set(self.training) & GRADIENT_EDITOR_FIELDS):
-            raise ValueError(f"`method: {self.method}` has no gradient editor: remove num_trials, editor and alpha.")
-        if self.method in (DKNN, RANK_ONE) and (self.train or self.extra) and self.network is None:
-            raise ValueError(
-                f"`method: {self.method}` trains nothing: say `train: false`, or which row's `network` it uses."
-            )
-        if self.method == CNP and (self.requests == "none" or len(self.layers) != 1 or self.extra):
-            raise ValueError("`method: cnp` needs `requests`, to train its encoder with, and one chain in `layers`.")
-        if self.method == RANK_ONE and self.layers != ["head"]:
-            raise ValueError(
-                f"`method: rank_one` edits the last linear layer: expected `layers: [head]`, got {self.layers}."
-            )
+        self.method.check(self)
 
 
 @dataclass
@@ -205,6 +161,7 @@ _SMOKE: dict[str, dict[str, Any]] = {
     "figure_2": {"num_edits": 40},
     "training": {"max_steps": 2, "per_device_train_batch_size": 16, "edit_max_steps": 2, "dataloader_num_workers": 0},
 }
+_SMOKE_METHODS = {"num_trials": 2, "num_fisher_images": 20}
 
 
 def folder_name(row: str) -> str:
@@ -274,7 +231,7 @@ def _check_references(
     _check_names(config, "figure_2", figure_2.rows, models)
     edited = {"figure_2": figure_2.rows, "sequence_rows": adversarial.sequence_rows}
     for key, names in {**edited, "generalization_rows": adversarial.generalization_rows}.items():
-        others = [name for name in names if models[name].method != GRADIENT]
+        others = [name for name in names if type(models[name].method) is not Gradient]
         if others:
             raise ValueError(f"{config}, {key}: expected rows with `method: gradient`, but got {others}.")
 
@@ -283,15 +240,19 @@ def _rows(file: RecipeFile, adversarial: bool, smoke: bool) -> dict[str, RowOpti
     config, section = file.path, file.sections["models"]
     if not section:
         raise ValueError(f"{config}: `models` must give at least one row, e.g. `pretrained: {{train: false}}`.")
-    own = set(RowOptions.__dataclass_fields__) - {"training"}
+    own = set(RowOptions.__dataclass_fields__) - {"training", "method"}
+    known = {*own, *METHOD_KEYS, "method"}
     rows: dict[str, RowOptions] = {}
     for name, values in section.items():
         if not isinstance(values, dict):
             raise ValueError(f"{config}: row {name!r} of `models` must hold keys and values, but holds {values!r}.")
-        training = {key: value for key, value in values.items() if key not in own}
-        file.check_training(f"row {name!r}", training, EditableImageTrainingArguments, others=own)
+        training = {key: value for key, value in values.items() if key not in known}
+        file.check_training(f"row {name!r}", training, EditableImageTrainingArguments, others=known)
         try:
-            row = RowOptions(**{key: value for key, value in values.items() if key in own}, training=training)
+            method_values = {key: value for key, value in values.items() if key in METHOD_KEYS}
+            method = build_method(values.get("method", Gradient.name), method_values)
+            common = {key: value for key, value in values.items() if key in own}
+            row = RowOptions(**common, method=method, training=training)
             if row.requests in (RANKS, ADVERSARIAL) and not adversarial:
                 raise ValueError(f"`requests: {row.requests}` needs recipes/natural_adversarial.py.")
         except ValueError as error:
@@ -301,8 +262,9 @@ def _rows(file: RecipeFile, adversarial: bool, smoke: bool) -> dict[str, RowOpti
             raise ValueError(f"{config}, row {name!r}: `network` must be a row with a network of its own.")
         if folder_name(name) in map(folder_name, rows):
             raise ValueError(f"{config}: two rows would leave their results in 'edits-{folder_name(name)}'.")
-        if smoke:
-            row.num_trials, row.num_fisher_images = min(row.num_trials, 2), 20
+        for key, most in _SMOKE_METHODS.items() if smoke else ():
+            if hasattr(method, key):
+                setattr(method, key, min(getattr(method, key), most))
         if smoke and row.train and row.network is None:
             row.training |= _SMOKE["training"]
         rows[name] = row

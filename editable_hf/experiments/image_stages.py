@@ -14,24 +14,17 @@ from datasets import load_from_disk
 from transformers import PreTrainedModel, set_seed
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
-from editable_hf.baselines.cnp import CNPForImageClassification
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
 from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
-from editable_hf.experiments.image_measure import EditSets, Row, load_network, measure_row, row_editor
+from editable_hf.experiments.image_measure import EditSets, load_network, measure_row, row_editor
 from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_plots import plot_error_drawdowns
-from editable_hf.experiments.image_recipe import (
-    CNP,
-    GRADIENT_EDITOR_FIELDS,
-    RANDOM,
-    ImageRecipeConfig,
-    RowOptions,
-    folder_name,
-)
+from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions, folder_name
 from editable_hf.experiments.plots import plots_available
 from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
+from editable_hf.experiments.row_methods import Row
 from editable_hf.experiments.stages import Stage, Stages
 from editable_hf.models import ExtraBlockForImageClassification
 from editable_hf.training.checkpoints import train_to
@@ -155,12 +148,10 @@ class Rows:
         if not options.train and not options.extra:
             return self.start
         training = {**self.config.training, **options.training, "edit_layers": options.layers}
-        if options.method == CNP:
-            training = {key: value for key, value in training.items() if key not in GRADIENT_EDITOR_FIELDS}
-            training["edit_layers"] = ["condition"]
+        training = options.method.training(training)
         inputs = {"requests": options.requests, "extra": options.extra, "seed": self.config.seed}
         inputs |= {"training": training if options.train else None}
-        if options.method == CNP:
+        if training["edit_layers"] != options.layers:  # a condition vector is trained; which chain gets it matters too
             inputs |= {"cnp": options.layers}
         requests = self.requests.get(options.requests)
         after = [self.start, *([requests.stage] if requests is not None and requests.stage is not None else [])]
@@ -195,9 +186,7 @@ def _make_network(
 ) -> None:
     set_seed(config.seed)
     model = load_network(start, images)
-    if options.method == CNP:
-        size = images.test[0]["pixel_values"].shape[-1]
-        model = CNPForImageClassification.from_backbone(model, *options.layers, image_size=size)
+    model = options.method.network(model, options.layers, images)
     if options.extra:
         model = ExtraBlockForImageClassification.from_backbone(model, hidden_size=options.extra)
     if options.train:

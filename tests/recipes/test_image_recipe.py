@@ -6,6 +6,7 @@ import pytest
 
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.experiments.image_recipe import load_config
+from editable_hf.experiments.row_methods import build_method
 
 CONFIGS = Path(__file__, "../../../recipes/configs").resolve()
 PATHS = sorted(
@@ -26,7 +27,7 @@ def test_every_config_is_valid(path, smoke, tmp_path):
     )
     for row in config.models.values():
         EditableImageTrainingArguments(str(tmp_path), **{**config.training, **row.training, "use_cpu": True})
-        assert row.compare_to != row.network or row.network is None or row.method != "gradient"
+        assert row.compare_to != row.network or row.network is None or row.method.name != "gradient"
     assert smoke == config.output_dir.endswith("-smoke")
     steps = {row.training.get("max_steps") for row in config.models.values() if row.train and row.network is None}
     assert len(steps) == 1, "all networks are trained for equally many updates"
@@ -83,10 +84,13 @@ def test_rows(write):
         ),
         ("models: {a: {method: ewc}}", "`method: ewc` needs `num_trials`"),
         ("models: {a: {method: dknn}}", "`method: dknn` trains nothing"),
-        ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove num_trials, editor"),
+        ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove editor"),
         ("models: {a: {method: rank_one, train: false}}", r"expected `layers: \[head\]`, got \['chain3'\]"),
-        ("models: {a: {train: false, neighbors: 100}}", "`neighbors` has no effect with `method: gradient`"),
-        ("models: {a: {train: false, method: dknn, neighbors: 0}}", "`neighbors` and `num_fisher_images` at least 1"),
+        (
+            "models: {a: {train: false, neighbors: 100}}",
+            "`neighbors` is no option of `method: gradient`; it has num_trials",
+        ),
+        ("models: {a: {train: false, method: dknn, neighbors: 0}}", "`neighbors` must be at least 1, got 0"),
         (
             "models: {a: {train: false, method: ewc, num_trials: 3, fisher_labels: empirical}}",
             "`fisher_labels` must be one of true, sampled, got 'empirical'",
@@ -129,3 +133,15 @@ def test_rows_that_are_edited_again_have_a_gradient_editor(write):
 def test_rows_of_the_adversarial_section_exist(write):
     with pytest.raises(ValueError, match=r"sequence_rows: expected names of rows, \['a'\] so far, but got \['b'\]"):
         load_config(write("adversarial: {sequence_rows: [b]}\nmodels: {a: {}}"), own_section="adversarial")
+
+
+@pytest.mark.parametrize("method", [{"dknn": {"neighbors": 5}}, ["dknn"], 3, "nearest"])
+def test_method_that_is_none_of_them(method):
+    with pytest.raises(ValueError, match="`method` must be one of gradient, ewc, dknn, cnp, rank_one, got"):
+        build_method(method, {})
+
+
+@pytest.mark.parametrize(("name", "key"), [("gradient", "neighbors"), ("dknn", "num_trials"), ("cnp", "neighbors")])
+def test_key_of_another_method(name, key):
+    with pytest.raises(ValueError, match=f"`{key}` is no option of `method: {name}`; it has"):
+        build_method(name, {key: 5})
