@@ -75,7 +75,7 @@ class Setting(NamedTuple):
 class _Method(ABC):
     """What a row needs of its method; a subclass is a dataclass of the keys that it has in the file."""
 
-    def check(self, row: RowOptions) -> None:
+    def check(self, row: RowOptions) -> None:  # noqa: B027
         """Raises `ValueError` where the method does not fit the rest of its row."""
 
     def network(self, model: PreTrainedModel, layers: list[str], images: ImageSets) -> PreTrainedModel:
