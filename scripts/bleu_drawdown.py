@@ -18,8 +18,9 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from editable_hf import EditorConfig, make_edit_requests, read_edit_requests
+from editable_hf import EditorConfig, make_edit_requests, set_languages
 from editable_hf.data.atomic import write_atomically
+from editable_hf.data.requests import read_corrections
 from editable_hf.data.translation import TranslationData, load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.experiments.paper_tables import TABLE_6
@@ -32,8 +33,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
     parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
-    parser.add_argument("--source_lang", default="de", help="language to translate from")
-    parser.add_argument("--target_lang", default="en", help="language to translate into")
+    parser.add_argument("--source_lang", default="de", help="language to translate from, as the data names it")
+    parser.add_argument("--target_lang", default="en", help="language to translate into, as the data names it")
+    parser.add_argument(
+        "--model_languages", nargs=2, help="the two as a multilingual model's tokenizer names them: deu_Latn eng_Latn"
+    )
+    parser.add_argument("--source_prefix", help="to put before each source, instead of the model's own")
     parser.add_argument(
         "--raw_text", action="store_true", help="give the model plain text, not lower-cased Moses tokens"
     )
@@ -53,13 +58,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_requests(args: argparse.Namespace, model, tokenizer, sources: list[str], folder: Path) -> Dataset:
+def load_requests(
+    args: argparse.Namespace, model, tokenizer, sources: list[str], prefix: str, folder: Path
+) -> Dataset:
     """The requests of this run, kept in the folder: a continued run must measure the same ones."""
     path, partial = folder / "requests.parquet", folder / "requests.partial"
     if not path.exists():
         options = {"num_alternatives": args.num_alternatives, "seed": args.seed}
         if args.requests:
-            requests = read_edit_requests(args.requests, model, tokenizer, **options)
+            sources, targets = zip(*read_corrections(args.requests), strict=True)
+            prefixed = [prefix + source for source in sources]
+            requests = make_edit_requests(model, tokenizer, prefixed, targets=targets, **options)
         else:
             requests = make_edit_requests(model, tokenizer, sources[: args.num_edits], **options)
         requests.to_parquet(partial)
@@ -88,12 +97,16 @@ def main(args: argparse.Namespace) -> None:
     if editor_config is None:
         print(f"{args.model} was not trained to be editable; it is edited with RMSProp all the same.")
         editor_config = EditorConfig()
+    source_lang, target_lang = args.model_languages or map(editor_config.inputs.get, ("source_lang", "target_lang"))
+    set_languages(model, tokenizer, source_lang, target_lang)
+    prefix = editor_config.inputs.get("source_prefix", "") if args.source_prefix is None else args.source_prefix
     data = load_translation_data(
         args.data, source_lang=args.source_lang, target_lang=args.target_lang, raw_text=args.raw_text
     )
     test = data.splits["test"].shuffle(seed=args.seed)[: args.num_sentences]
+    test["source"] = [prefix + source for source in test["source"]]
     with processes.main_process_first():
-        requests = load_requests(args, model, tokenizer, test["source"], folder)
+        requests = load_requests(args, model, tokenizer, test["source"], prefix, folder)
     evaluator = BleuDrawdownEvaluator(
         model,
         tokenizer,
