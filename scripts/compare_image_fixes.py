@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -39,7 +40,7 @@ from editable_hf.data.atomic import write_atomically
 from editable_hf.data.image_transforms import EvalTransform, TrainTransform, with_pixels
 from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_image_data
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import Record, read_records
+from editable_hf.evaluation.edits import EditRecord, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, Method, Request, best_rate, compare
 from editable_hf.models import load_published_cifar_resnet
@@ -146,7 +147,7 @@ class Comparison:
 
     def _measure(
         self, method: Method, indices: list[int], evaluator: ErrorDrawdownEvaluator, rate: float, path: Path
-    ) -> list[Record]:
+    ) -> list[EditRecord]:
         """One record for each correction, also in `path`."""
         records = read_records(path)
         with tqdm(total=len(indices), initial=len(records), desc=f"{method.name}, {path.stem}", unit="fix") as bar:
@@ -164,7 +165,7 @@ class Comparison:
         return records
 
 
-def corrected(method: Method, request: Request, rate: float) -> tuple[Params, Record]:
+def corrected(method: Method, request: Request, rate: float) -> tuple[Params, EditRecord]:
     """The corrected parameters, and what they do to the image and its augmented versions."""
     model, target, record = method.model, request["target"], {key: request[key] for key in ("image_index", "target")}
     record["already_right"] = int(classify(model, request["image"])) == target
@@ -179,7 +180,7 @@ def corrected(method: Method, request: Request, rate: float) -> tuple[Params, Re
     return params, {**record, "holds": bool(right["image"]), "augmented": share(right["versions"])}
 
 
-def damage(evaluator: ErrorDrawdownEvaluator, predictions: Tensor) -> Record:
+def damage(evaluator: ErrorDrawdownEvaluator, predictions: Tensor) -> dict[str, Any]:
     signed = evaluator.error_rate_of(predictions) - evaluator.error_rate
     changed = share(predictions != evaluator.before)
     return {"drawdown": abs(signed), "drawdown_signed": signed, "outputs_changed": changed}
@@ -189,7 +190,7 @@ def share(flags: Tensor) -> float:
     return flags.double().mean().item()
 
 
-def summarize(name: str, records: Sequence[Record]) -> Record:
+def summarize(name: str, records: Sequence[EditRecord]) -> dict[str, Any]:
     """Means over the corrections, with 95% bootstrap intervals."""
     keys = [key for key in records[0] if key not in ("image_index", "target")]
     found = {key: bootstrap_mean([record[key] for record in records]) for key in keys}

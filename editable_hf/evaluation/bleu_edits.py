@@ -16,7 +16,7 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu, bleu_of_sums
-from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
+from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.translator import Translator, edits_together
 from editable_hf.evaluation.two_way import interval_of, resampled_means
 
@@ -92,7 +92,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
         max_steps: int,
         progress: str | None,
         length_penalty: float = 0.0,
-    ) -> list[Record]:
+    ) -> list[EditRecord]:
         results, times = [], []
         for request in requests:
             start = time.perf_counter()
@@ -106,7 +106,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
             for request, result, seconds in zip(requests, results, times, strict=True)
         ]
 
-    def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> Record:
+    def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> EditRecord:
         own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
         (before,) = own()
         with edited(self.model, result):
@@ -124,7 +124,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
             "changed": [{"index": index, "after": translations[index]} for index in changed],
         }
 
-    def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+    def summarize(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
         """One row of Table 6 from the records of [`evaluate`], with 95% bootstrap intervals.
 
         Those of drawdowns are over edits and test sentences together, all others over the edits.
@@ -148,7 +148,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
         row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
         return {**row, "bleu": self.bleu, "bleu_detok": self.bleu_detok, "bleu_drawdown_moved": moved}
 
-    def resampled(self, records: Sequence[Request]) -> dict[str, np.ndarray]:
+    def resampled(self, records: Sequence[EditRecord]) -> dict[str, np.ndarray]:
         """Mean drawdowns for resampled edits and test sentences, see [`resampled_means`], by key of the row."""
         texts = self._texts.sentence_statistics([self._detokenize(text) for text in self.before])
         tokens = self._tokens.sentence_statistics(self.before)
@@ -164,7 +164,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
             "bleu_detok_drawdown": resampled_means(texts, of_texts, bleu_of_sums),
         }
 
-    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+    def _columns(self, records: Sequence[EditRecord]) -> dict[str, list[float]]:
         differences = [self.bleu - record["bleu"] for record in records]
         return {
             "bleu_drawdown": [abs(value) for value in differences],

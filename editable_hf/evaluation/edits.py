@@ -19,7 +19,7 @@ from editable_hf.evaluation.sharding import in_groups
 from editable_hf.launch import launched_processes
 
 Request = Mapping[str, Any]
-Record = dict[str, Any]
+EditRecord = dict[str, Any]
 
 
 class EditEvaluator(ABC):
@@ -38,11 +38,11 @@ class EditEvaluator(ABC):
     @abstractmethod
     def _measure(
         self, requests: Sequence[Request], editor: AnyEditor, max_steps: int, progress: str | None, **options: Any
-    ) -> list[Record]:
+    ) -> list[EditRecord]:
         """The records of a group of edits that are measured together."""
 
     @abstractmethod
-    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+    def _columns(self, records: Sequence[EditRecord]) -> dict[str, list[float]]:
         """The values of each column of the table, one for each edit."""
 
     def evaluate(
@@ -55,7 +55,7 @@ class EditEvaluator(ABC):
         progress: str | None = "edits",
         shard: bool = True,
         **options: Any,
-    ) -> list[Record]:
+    ) -> list[EditRecord]:
         """Applies each request by itself to the unedited model and measures what changed.
 
         Under several processes (`accelerate launch`) all of them must call this, with the same arguments. Each
@@ -94,7 +94,7 @@ class EditEvaluator(ABC):
         due = requests[len(records) :]
         title = progress if writes else None
 
-        def measure(group: Sequence[Request]) -> list[Record]:
+        def measure(group: Sequence[Request]) -> list[EditRecord]:
             return self._measure(group, editor, max_steps, None if title is None else "batches", **options)
 
         with tqdm(total=len(due), desc=title, disable=title is None, unit="edit") as bar:
@@ -106,7 +106,7 @@ class EditEvaluator(ABC):
                 bar.update(len(new))
         return records
 
-    def _summary(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+    def _summary(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
         """A row with the mean and the 95% bootstrap interval over the edits of each column."""
         columns = self._columns(records)
         columns |= {
@@ -126,7 +126,7 @@ class EditEvaluator(ABC):
         }
 
 
-def edit_record(request: Request, keys: Sequence[str], result: EditResult, seconds: float) -> Record:
+def edit_record(request: Request, keys: Sequence[str], result: EditResult, seconds: float) -> EditRecord:
     """What every evaluator's record of an edit has."""
     before, after = (value if math.isfinite(value) else None for value in (result.history[0], result.history[-1]))
     return {
@@ -140,7 +140,7 @@ def edit_record(request: Request, keys: Sequence[str], result: EditResult, secon
     }
 
 
-def mean_of_moved(column: Sequence[float], records: Sequence[Request]) -> float:
+def mean_of_moved(column: Sequence[float], records: Sequence[EditRecord]) -> float:
     """Mean over the edits that took a step; an edit that held from the start has 0 in `column`.
 
     The paper's means keep those edits in.

@@ -20,7 +20,7 @@ from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.edits import EditEvaluator, Record, Request, edit_record, mean_of_moved
+from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.two_way import Changes, interval_of, resampled_means
 
 # What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.
@@ -112,7 +112,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
 
     def _measure(
         self, requests: Sequence[Request], editor: AnyEditor, max_steps: int, progress: str | None
-    ) -> list[Record]:
+    ) -> list[EditRecord]:
         results, records = [], []
         for request in requests:
             inputs = self.request_inputs(request)
@@ -141,7 +141,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         with eval_mode(self.model), torch.no_grad():
             return self.model(pixel_values=images).logits.argmax(-1).cpu()
 
-    def _changes(self, predictions: Tensor) -> Record:
+    def _changes(self, predictions: Tensor) -> dict[str, Any]:
         changed = (predictions != self.before).nonzero().squeeze(1).tolist()
         return {
             "error_rate": self.error_rate_of(predictions),
@@ -149,7 +149,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
             "changed": [[index, int(predictions[index])] for index in changed],
         }
 
-    def summarize(self, name: str, records: Sequence[Request], **extra: Any) -> dict[str, Any]:
+    def summarize(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
         """One row of Tables 1 to 5 from the records of [`evaluate`], with 95% bootstrap intervals.
 
         Those of drawdowns are over edits and test images together, all others over the edits.
@@ -172,7 +172,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
         return {**row, "error_rate": self.error_rate, "drawdown_moved": mean_of_moved(drawdowns, records)}
 
-    def resampled(self, records: Sequence[Request]) -> dict[str, np.ndarray]:
+    def resampled(self, records: Sequence[EditRecord]) -> dict[str, np.ndarray]:
         """Mean drawdowns for resampled edits and test images, see [`resampled_means`], by key of the row."""
         wrong, labels = (self.before != self.labels).numpy().astype(np.int64)[:, None], self.labels.numpy()
         edits = []
@@ -188,7 +188,7 @@ class ErrorDrawdownEvaluator(EditEvaluator):
             "drawdown_signed": resampled_means(wrong, edits, error_rate, np.negative),  # after - before
         }
 
-    def _columns(self, records: Sequence[Request]) -> dict[str, list[float]]:
+    def _columns(self, records: Sequence[EditRecord]) -> dict[str, list[float]]:
         differences = [record["error_rate"] - self.error_rate for record in records]
         return {
             "drawdown": [abs(value) for value in differences],

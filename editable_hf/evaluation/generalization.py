@@ -18,7 +18,7 @@ from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import Record, Request, edit_record
+from editable_hf.evaluation.edits import EditRecord, Request, edit_record
 from editable_hf.evaluation.sharding import in_groups
 from editable_hf.launch import launched_processes
 from editable_hf.models.extra_block import find_head
@@ -106,7 +106,7 @@ def evaluate_generalization(
     max_steps: int = 10,
     seed: int = 0,
     progress: str | None = "generalization",
-) -> list[Record]:
+) -> list[EditRecord]:
     """Edits several augmentations of an image at once and classifies augmentations of its nearest neighbor.
 
     Args:
@@ -132,7 +132,7 @@ def evaluate_generalization(
     requests, records = list(requests), []
     title = progress if launched_processes().is_main_process else None
 
-    def measure(number: int) -> Record:
+    def measure(number: int) -> EditRecord:
         request = requests[number]
         image = request["image_index"]
         with torch.random.fork_rng(devices=[]):
@@ -151,7 +151,7 @@ def evaluate_generalization(
 
 def _measure(
     model: PreTrainedModel, request: Request, own: Tensor, other: Tensor, change: Callable[[Constraint], EditResult]
-) -> Record:
+) -> EditRecord:
     """An edit of the images `own`, and the share of the images `other` that have its class before and after it."""
     target = request["target"]
     start = time.perf_counter()
@@ -164,7 +164,7 @@ def _measure(
     return {**record, "before": before, "after": after}
 
 
-def summarize_generalization(name: str, records: Sequence[Request]) -> dict[str, Any]:
+def summarize_generalization(name: str, records: Sequence[EditRecord]) -> dict[str, Any]:
     """Means over the edits of [`evaluate_generalization`], with 95% bootstrap intervals."""
     keys = ("success", "num_steps", "before", "after", "edit_seconds")
     intervals = {key: bootstrap_mean([record[key] for record in records]) for key in keys}
