@@ -26,7 +26,8 @@ from editable_hf.version import __version__
 # Imported when they are first used: torch, transformers and datasets take seconds.
 _MODULES = {
     "editable_hf.core": (
-        *("ClassConstraint", "EditResult", "EditStack", "JointConstraint", "LearnableEditor", "SequenceConstraint"),
+        *("ClassConstraint", "ContinuationConstraint", "EditResult", "EditStack", "JointConstraint"),
+        *("LearnableEditor", "SequenceConstraint"),
         *("adam", "edit", "edited", "gd", "momentum", "rmsprop", "rprop", "scaled_gd", "select_parameters"),
     ),
     "editable_hf.data.image_requests": ("ImageEditRequests", "make_image_requests"),
@@ -34,7 +35,10 @@ _MODULES = {
     "editable_hf.data.languages": ("set_languages",),
     "editable_hf.data.requests": ("make_edit_requests", "read_edit_requests", "request_constraint"),
     "editable_hf.data.translation": ("load_translation_data",),
-    "editable_hf.training.arguments": ("EditableImageTrainingArguments", "EditableSeq2SeqTrainingArguments"),
+    "editable_hf.training.arguments": (
+        *("EditableCausalLMTrainingArguments", "EditableImageTrainingArguments", "EditableSeq2SeqTrainingArguments"),
+    ),
+    "editable_hf.training.causal": ("EditableCausalLMTrainer",),
     "editable_hf.training.editor_config": ("EditorConfig",),
     "editable_hf.training.image": ("EditableImageTrainer",),
     "editable_hf.training.seq2seq": ("EditableSeq2SeqTrainer",),

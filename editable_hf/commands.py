@@ -229,7 +229,7 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
             penalty = decoding_length_penalty(loaded.model)
             constraint = joint_constraint(patch.request, loaded.model, penalty)
             success = constraint_value(loaded.model, constraint) <= 0
-            outputs = [decode(loaded.model, loaded.processor, each["input_ids"]) for each in patch.request]
+            outputs = [decode(loaded.model, loaded.processor, each) for each in patch.request]
             wanted = [each["labels"] for each in patch.request]
             state |= {"success": success, "verified": outputs == wanted}
         found.append(state)

@@ -60,7 +60,7 @@ def find_mistakes(model, tokenizer, pairs, count: int, num_alternatives: int) ->
         num_alternatives=num_alternatives,
     )
     # Decoded one by one, without the length limit of a batch, some are right.
-    return [each for each in requests if decode(model, tokenizer, each["input_ids"]) != each["labels"]][:count]
+    return [each for each in requests if decode(model, tokenizer, each) != each["labels"]][:count]
 
 
 def each_by_itself(model, tokenizer, requests, config: EditorConfig, max_rounds: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, A
     review = review_translations(model, tokenizer, params, test["source"], test["target"], patch=name, progress=name)
     seconds = time.perf_counter() - start
     with edited(model, params):
-        mended = [decode(model, tokenizer, each["input_ids"]) == list(each["labels"]) for each in requests]
+        mended = [decode(model, tokenizer, each) == list(each["labels"]) for each in requests]
     found = {key: value for key, value in review.as_dict().items() if key != "changes"}
     return {**found, "mended": sum(mended) / len(mended), "diff_seconds": seconds}
 

@@ -1,6 +1,7 @@
 """The functional core: editors, the edit loop, constraints and losses. Imports torch and nothing else."""
 
 from editable_hf.core.constraints import ClassConstraint, JointConstraint, SequenceConstraint
+from editable_hf.core.continuations import ContinuationConstraint
 from editable_hf.core.editing import AnyEditor, EditFunction, EditResult, EditStack, edit, edited
 from editable_hf.core.editors import (
     EDITORS,
@@ -22,6 +23,7 @@ __all__ = [
     "EDITORS",
     "AnyEditor",
     "ClassConstraint",
+    "ContinuationConstraint",
     "EditFunction",
     "EditResult",
     "EditStack",

@@ -46,7 +46,8 @@ def last_decoder_layer(model: nn.Module) -> str:
     """Qualified name of the final decoder layer, which section 4.4 edits.
 
     Found as the last child of the outermost `nn.ModuleList` below a module named `decoder`: `model.decoder.layers.5`
-    for Marian and BART, `decoder.block.5` for T5.
+    for Marian and BART, `decoder.block.5` for T5. In a decoder-only language model, whatever its modules are called,
+    of the last `nn.ModuleList` that stands in no other: `transformer.h.11` for GPT-2, `model.layers.27` for Llama.
 
     Raises:
         ValueError: If the model has no such list.
@@ -54,10 +55,18 @@ def last_decoder_layer(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and "decoder" in name.split(".") and len(module) > 0:
             return f"{name}.{len(module) - 1}"
+    if _is_decoder_only(model):
+        *_, layers = _outermost_lists(model)
+        return f"{layers}.{len(model.get_submodule(layers)) - 1}"
     raise ValueError(
         f"{type(model).__name__} has no list of layers below a module named 'decoder', so "
         f"{LAST_DECODER_LAYER!r} means nothing for it; name the layers to edit by their qualified names."
     )
+
+
+def _is_decoder_only(model: nn.Module) -> bool:
+    generates = hasattr(model, "can_generate") and model.can_generate()
+    return generates and not model.config.is_encoder_decoder
 
 
 def last_decoder_mlp(model: nn.Module) -> list[str]:

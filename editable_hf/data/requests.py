@@ -1,4 +1,8 @@
-"""Edit requests: a source, the translation wanted, and the translations it must beat (section 4.4)."""
+"""Edit requests: a source, the output wanted, and the outputs it must beat (section 4.4).
+
+The source of an encoder-decoder is a sentence, and its output the translation; that of a decoder-only model is a
+prompt, and its output what follows.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.constraints import SequenceConstraint
+from editable_hf.core.continuations import ContinuationConstraint
 from editable_hf.core.functional import eval_mode
+from editable_hf.data.continuations import beams_after_prompt, continuation_constraint, is_decoder_only
 from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import decode_lines
 from editable_hf.models.beam_search import (
@@ -33,60 +39,25 @@ class NoEditRequestsError(ValueError):
     """None of the sources gives an edit request."""
 
 
-def draw_requests(num_requests: int, first: int, count: int, seed: int, endless: bool = False) -> list[int]:
-    """Rows `first, ..., first + count - 1` of an endless sequence of seeded permutations of the requests.
-
-    A pure function, so that a resumed run draws what the interrupted one would have drawn. With `endless`, the rows of
-    each further permutation count on from those before, for datasets that make up a request for any number.
-    """
-    rows = []
-    for number in range(first, first + count):
-        epoch, offset = divmod(number, num_requests)
-        order = torch.randperm(num_requests, generator=torch.Generator().manual_seed(seed + epoch))
-        rows.append(int(order[offset]) + endless * epoch * num_requests)
-    return rows
-
-
-class RequestOrder:
-    """Which requests each micro-batch of each process edits with: a function of the update, so that runs resume.
-
-    No two processes draw the same request in an epoch of requests.
-
-    Args:
-        num_requests: Size of the request dataset.
-        args: Gives `edits_per_step`, the accumulation, the processes and the seed of the permutations.
-        endless: See [`draw_requests`].
-    """
-
-    def __init__(self, num_requests: int, args: TrainingArguments, endless: bool = False):
-        self.num_requests, self.args, self.endless = num_requests, args, endless
-        self._step, self._micro_batch = -1, 0
-
-    def rows(self, step: int) -> list[int]:
-        """Rows for the next micro-batch of update `step`."""
-        self._micro_batch = self._micro_batch + 1 if step == self._step else 0
-        self._step = step
-        args = self.args
-        batch = (step * args.gradient_accumulation_steps + self._micro_batch) * args.world_size + args.process_index
-        first = batch * args.edits_per_step
-        return draw_requests(self.num_requests, first, args.edits_per_step, args.seed, self.endless)
-
-
 def request_constraint(
     request: Mapping[str, Any], model: PreTrainedModel, length_penalty: float = 0.0
-) -> SequenceConstraint:
+) -> SequenceConstraint | ContinuationConstraint:
     """The constraint of one request for `model`.
 
     Args:
-        request: A row with `input_ids`, `labels` and `alternatives` (token ids, each ending in the
+        request: A row with `input_ids`, `labels` and `alternatives` (token ids; of translations, each ends in the
             end-of-sequence token).
         model: Gives the special tokens and the longest sequence it can decode.
-        length_penalty: Exponent of the length normalization, see [`SequenceConstraint`].
+        length_penalty: Exponent of the length normalization, see [`SequenceConstraint`]; 0 for a decoder-only model.
 
     Raises:
-        TypeError: If `model` is no encoder-decoder.
+        TypeError: If `model` does not write text.
         ValueError: If the source or the target is empty or too long, or no alternative differs from it.
     """
+    if is_decoder_only(model):
+        if length_penalty != 0:
+            raise ValueError(f"Expected `length_penalty` 0 for a decoder-only model, got {length_penalty}.")
+        return continuation_constraint(request, model)
     check_encoder_decoder(model)
     config = model.config
     input_ids = torch.tensor([request["input_ids"]])
@@ -127,10 +98,10 @@ def make_edit_requests(
     result depends on `seed`, and on `batch_size` through the order of the random numbers.
 
     Args:
-        model: The normally trained model.
-        tokenizer: Its tokenizer.
-        sources: Sentences, tokenized as the model expects.
-        targets: Wanted translations, one for each source; sampled from the model if not given.
+        model: The normally trained model, with its `tokenizer`.
+        sources: Sentences, tokenized as the model expects; prompts for a decoder-only model.
+        targets: Wanted outputs, one for each source; translations are sampled if not given. What follows a prompt
+            must be given, with the space before a new word (`" Funafuti"`).
         num_alternatives: Beam size and number of alternatives (k = 32 in the paper).
         temperature: Of the sampled targets (1.2 in the paper).
         batch_size: Sources of similar length decoded together.
@@ -139,15 +110,17 @@ def make_edit_requests(
         progress: Title of the progress bar, none if `None`.
 
     Returns:
-        A dataset with columns `id` (position in `sources`, from `first_id`), `source`, `target`, `input_ids`,
-        `labels`, `alternatives` (lists of token ids, best first).
+        A dataset with columns `id`, `source`, `target`, `input_ids`, `labels`, `alternatives` (ids, best first).
 
     Raises:
-        TypeError: If `model` is no encoder-decoder.
-        ValueError: If there is no source, one is too long, one or a given target is empty, or their numbers differ.
+        TypeError: If `model` does not write text.
+        ValueError: Without sources, if one is too long, it or a target is empty, numbers differ, or a decoder-only
+            model is given no targets.
         NoEditRequestsError: If no source is left, with the reasons; a `ValueError` too.
     """
     _check_pairs(sources, targets)
+    if is_decoder_only(model):
+        return _prompt_requests(model, tokenizer, sources, targets, num_alternatives, first_id, progress)
     check_encoder_decoder(model)
     ids = tokenizer(list(sources), truncation=True)["input_ids"]
     check_source_lengths(model, [len(row) for row in ids])
@@ -160,13 +133,26 @@ def make_edit_requests(
                 model.device
             )
             beams = _beam_search(model, tokenizer, inputs, num_alternatives)
-            if targets is None:
-                wanted = _sample(model, tokenizer, inputs, temperature)
-            else:
-                wanted = _target_ids(tokenizer, [targets[index] for index in batch])
+            given = None if targets is None else [targets[index] for index in batch]
+            wanted = _sample(model, tokenizer, inputs, temperature) if given is None else _target_ids(tokenizer, given)
             for index, target, found in zip(batch, wanted, beams, strict=True):
                 rows.append(_request(first_id + index, sources[index], ids[index], target, found, tokenizer))
     return _usable(rows, tokenizer.eos_token_id if targets is None else None)
+
+
+def _prompt_requests(
+    model, tokenizer, prompts: Sequence[str], targets: Sequence[str] | None, num_beams: int, first_id: int, progress
+) -> Dataset:
+    if targets is None:
+        raise ValueError("Give `targets`: what a decoder-only model should say after each prompt.")
+    pairs = list(zip(prompts, targets, strict=True))
+    rows = []
+    with eval_mode(model):
+        for number, (prompt, target) in enumerate(tqdm(pairs, desc=progress, disable=progress is None), first_id):
+            ids, labels = tokenizer(prompt)["input_ids"], tokenizer(target, add_special_tokens=False)["input_ids"]
+            found = beams_after_prompt(model, ids, len(labels), num_beams)
+            rows.append({**_request(number, prompt, ids, labels, found, tokenizer), "target": target})
+    return _usable(rows, None)
 
 
 def _request(

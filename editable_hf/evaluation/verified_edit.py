@@ -1,4 +1,4 @@
-"""Edits of translations that decoding confirms.
+"""Edits that free decoding confirms, not only `l_e`.
 
 `l_e <= 0` says that the target beats the alternatives that were given. The edited model may still say something else:
 a translation that was not among them, which then becomes an alternative too, or one that is beaten already, because
@@ -19,6 +19,7 @@ from editable_hf.core.constraints import Constraint, JointConstraint
 from editable_hf.core.editing import EditResult, constraint_value, edit, edited
 from editable_hf.core.editors import Editor
 from editable_hf.core.functional import FunctionalModel, eval_mode
+from editable_hf.data.continuations import beams_after_prompt, is_decoder_only
 from editable_hf.data.requests import request_constraint, strip_ids
 
 Request = Mapping[str, Any]
@@ -69,7 +70,7 @@ def verified_edit(
     targets are decoded, an edit fails, or after `max_rounds`.
 
     Args:
-        model: An encoder-decoder model; it is left as it was.
+        model: An encoder-decoder or decoder-only model; it is left as it was.
         tokenizer: Its tokenizer.
         requests: Rows of an edit-request dataset; several are satisfied by one edit.
         editor: How to edit.
@@ -96,7 +97,7 @@ def verified_edit(
         if outcome is not None and not result.success:
             return outcome._replace(num_rounds=num_rounds)
         with edited(model, result):
-            decoded = [decode(model, tokenizer, request["input_ids"]) for request in requests]
+            decoded = [decode(model, tokenizer, request) for request in requests]
         verified = [ids == list(request["labels"]) for ids, request in zip(decoded, requests, strict=True)]
         outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
         outcome = VerifiedEdit(result, requests, outputs, verified, num_rounds)
@@ -123,7 +124,7 @@ def _harder(model: PreTrainedModel, request: Request, output: list[int], length_
 def decoding_length_penalty(model: PreTrainedModel) -> float:
     """The exponent with which the model's own decoding normalizes scores; 0 for greedy decoding."""
     generation = model.generation_config
-    if (generation.num_beams or 1) == 1:
+    if is_decoder_only(model) or (generation.num_beams or 1) == 1:
         return 0.0
     return 1.0 if generation.length_penalty is None else generation.length_penalty
 
@@ -158,9 +159,16 @@ class WithMargin:
 
 
 @torch.no_grad()
-def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[int]:
-    """Token ids that the model as it stands gives for one source, with its own generation config."""
-    inputs = torch.tensor([list(input_ids)], device=model.device)
+def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> list[int]:
+    """Token ids that the model as it stands gives for a request's source, decoding freely.
+
+    Of a decoder-only model the greedy continuation, as many tokens as the target has: an answer that begins with the
+    target is right. Otherwise the whole output, as the generation config says.
+    """
     with eval_mode(model):
+        if is_decoder_only(model):
+            (row,) = beams_after_prompt(model, request["input_ids"], len(request["labels"]), num_beams=1)
+            return row
+        inputs = torch.tensor([list(request["input_ids"])], device=model.device)
         (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)

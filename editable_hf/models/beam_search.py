@@ -19,7 +19,8 @@ def check_encoder_decoder(model: PreTrainedModel) -> None:
     if not model.config.is_encoder_decoder:
         raise TypeError(
             f"Expected an encoder-decoder model (Marian, BART, T5, ...), got {type(model).__name__}, which has no "
-            "encoder; load a translation model with `AutoModelForSeq2SeqLM`."
+            "encoder; load a translation model with `AutoModelForSeq2SeqLM`. A causal language model is trained by "
+            "`EditableCausalLMTrainer`."
         )
     if model.config.model_type == "prophetnet" and model.config.pad_token_id != 0:
         raise ValueError(

@@ -110,8 +110,4 @@ def patch_one_after_another(
 
 
 def _broken(model, tokenizer, requests: Sequence[Mapping[str, Any]], holding: set[int]) -> list[int]:
-    return [
-        index
-        for index in holding
-        if decode(model, tokenizer, requests[index]["input_ids"]) != list(requests[index]["labels"])
-    ]
+    return [index for index in holding if decode(model, tokenizer, requests[index]) != list(requests[index]["labels"])]

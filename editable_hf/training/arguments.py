@@ -149,6 +149,29 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
 
 
 @dataclass
+class EditableCausalLMTrainingArguments(EditableArguments, TrainingArguments):
+    """Arguments of [`EditableCausalLMTrainer`]: those of `TrainingArguments` and the editor's.
+
+    Defaults that are changed: `edit_layers` is `last_decoder_mlp`, `ddp_find_unused_parameters` is `False`.
+    """
+
+    edit_layers: list[str] = field(
+        default_factory=lambda: ["last_decoder_mlp"],
+        metadata={
+            "help": "Layers an edit may move: last_decoder_mlp, last_decoder_layer, module or parameter names such as "
+            "layers.3.mlp.down_proj, suffixes of them, or patterns with '*'."
+        },
+    )
+
+    def __post_init__(self):
+        _allow_bf16_on_cpu(self)
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
+        self.check_editable()
+
+
+@dataclass
 class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
     """Arguments of [`EditableImageTrainer`]: those of `TrainingArguments` and the editor's.
 

@@ -14,12 +14,12 @@ from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.losses import distillation_loss, locality_loss
 from editable_hf.data.image_requests import ImageEditRequests, classes_at_ranks
-from editable_hf.data.requests import RequestOrder
 from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableImageTrainingArguments
 from editable_hf.training.attached_editor import separate_group
 from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.mixin import EditableTrainerMixin
+from editable_hf.training.request_order import RequestOrder
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

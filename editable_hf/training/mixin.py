@@ -14,7 +14,6 @@ from torch import Tensor
 
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
-from editable_hf.data.requests import RequestOrder
 from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
 from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
@@ -23,6 +22,7 @@ from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.finite import FiniteNumbers
 from editable_hf.training.locality import LocalityBatch
 from editable_hf.training.model_card import complete_model_card
+from editable_hf.training.request_order import RequestOrder
 from editable_hf.training.term_log import TermLog
 
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from datasets import Dataset, DatasetDict, IterableDatasetDict
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Seq2SeqTrainer
 
 from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
-from editable_hf.core.losses import distillation_loss, token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.languages import languages_of
 from editable_hf.data.requests import request_constraint
 from editable_hf.models.beam_search import check_encoder_decoder
 from editable_hf.seams.accelerate_seam import moved_to_device
-from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
 from editable_hf.training.checkpoints import WholeCheckpoints
+from editable_hf.training.edit_dataset import as_requests
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.mixin import EditableTrainerMixin
+from editable_hf.training.token_losses import TokenLosses
 
 
-class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrainer):
+class EditableSeq2SeqTrainer(TokenLosses, WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` that trains a model so that a few gradient steps on a few layers fix a given mistake.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The
@@ -86,15 +83,11 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_encoder_decoder(self.model)
-        self._init_editable(None if edit_dataset is None else _as_requests(edit_dataset))
+        self._init_editable(None if edit_dataset is None else as_requests(edit_dataset))
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
         constraint = request_constraint(request, self.model, length_penalty=self.args.edit_length_penalty)
         return constraint.to(self.args.device)
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, count_labels(samples, self.accelerator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -109,26 +102,6 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
     def prediction_step(self, model, inputs, *args, **kwargs):
         # `DataCollatorForSeq2Seq` gives `labels=None` for rows without, which would count as labels.
         return super().prediction_step(model, {k: v for k, v in inputs.items() if v is not None}, *args, **kwargs)
-
-    def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
-        """Mean over the target tokens of the whole accumulated batch (of this batch in evaluation)."""
-        num_tokens = (labels != IGNORE_INDEX).sum()
-        weight = 1.0 if num_items is None else num_tokens / num_items
-        if self.teacher is not None and self.model.training:
-            with torch.no_grad():
-                teacher_logits = self.teacher(**inputs).logits
-            return weight * distillation_loss(teacher_logits, logits, labels)
-        if self.compute_loss_func is not None:
-            return self.compute_loss_func({"logits": logits}, labels, num_items_in_batch=num_items)
-        return weight * F.cross_entropy(
-            logits.flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.args.label_smoothing_factor,
-        )
-
-    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
-        return token_locality_loss(reference_logits, edited_logits, labels)
 
     def editor_config(self) -> EditorConfig:
         config = super().editor_config()
@@ -166,34 +139,3 @@ def _decoder_input_ids(model: PreTrainedModel, labels: Tensor) -> Tensor:
     shifted = labels.roll(1, dims=-1)
     shifted[:, 0] = model.config.decoder_start_token_id
     return shifted.masked_fill(shifted == IGNORE_INDEX, model.config.pad_token_id)
-
-
-def _as_requests(edit_dataset) -> Sized:
-    """Requests as a dataset whose rows are drawn by number.
-
-    Raises:
-        TypeError: If rows cannot be drawn by number.
-        ValueError: If there is none, or a column is missing.
-    """
-    if isinstance(edit_dataset, DatasetDict | IterableDatasetDict):
-        raise TypeError(
-            f"Expected the requests of one split as `edit_dataset`, got a {type(edit_dataset).__name__} of "
-            f"{', '.join(edit_dataset)}; choose one, e.g. `edit_dataset[{next(iter(edit_dataset), 'train')!r}]`."
-        )
-    if isinstance(edit_dataset, Mapping):
-        edit_dataset = Dataset.from_dict(edit_dataset)
-    if not (hasattr(edit_dataset, "__len__") and hasattr(edit_dataset, "__getitem__")):
-        raise TypeError(
-            f"Expected `edit_dataset` to have a length and rows by number, because requests are drawn at random, got "
-            f"a {type(edit_dataset).__name__}; make it a list or `Dataset.from_list(list(requests))`."
-        )
-    if len(edit_dataset) == 0:
-        raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")
-    columns = sorted(edit_dataset[0])
-    missing = {"input_ids", "labels", "alternatives"} - set(columns)
-    if missing:
-        raise ValueError(
-            f"`edit_dataset` lacks the columns {', '.join(sorted(missing))}; it has {columns}. Build it with "
-            "`make_edit_requests`."
-        )
-    return edit_dataset

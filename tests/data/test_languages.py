@@ -61,7 +61,7 @@ def test_requests_and_decoding_have_the_languages(model, multilingual):
     assert request["input_ids"][0] == german and request["labels"][0] == french
     assert request["target"] == "the dog"
     assert request["alternatives"] and all(ids[0] == french for ids in request["alternatives"])
-    assert decode(model, multilingual, request["input_ids"])[0] == french
+    assert decode(model, multilingual, request)[0] == french
 
 
 def test_token_of_the_language_does_not_count(model, multilingual):

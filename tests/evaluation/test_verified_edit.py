@@ -114,7 +114,7 @@ def test_length_penalty_is_that_of_decoding(trained_marian, tokenizer, wrong, mo
 
 def test_decode_keeps_the_mode(trained_marian, tokenizer, wrong):
     trained_marian.train()
-    ids = decode(trained_marian, tokenizer, wrong[0]["input_ids"])
+    ids = decode(trained_marian, tokenizer, wrong[0])
     assert trained_marian.training and ids[-1] == tokenizer.eos_token_id
 
 

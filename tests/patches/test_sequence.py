@@ -29,7 +29,7 @@ def test_each_patch_is_made_on_top_of_those_before(trained_marian, tokenizer, re
     for index, step in enumerate(steps):
         if step.patch is not None:
             apply_patches(trained_marian, step.patch)
-        decoded = [decode(trained_marian, tokenizer, each["input_ids"]) for each in requests]
+        decoded = [decode(trained_marian, tokenizer, each) for each in requests]
         right = {i for i, ids in enumerate(decoded) if ids == requests[i]["labels"]}
         assert step.verified == (index in right)
         assert step.broken == sorted(holding - right)

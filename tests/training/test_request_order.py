@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from editable_hf.data.requests import RequestOrder
+from editable_hf.training.request_order import RequestOrder
 
 
 def order(num_requests=24, rank=0, world_size=1, accumulation=1, edits_per_step=1):

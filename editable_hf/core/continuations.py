@@ -1,0 +1,124 @@
+"""The constraint of a decoder-only language model: after a prompt, the target is likelier than what it says now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from editable_hf.core.constraints import IGNORE_INDEX
+from editable_hf.core.functional import FunctionalModel
+
+
+@dataclass(frozen=True)
+class ContinuationConstraint:
+    """`l_e = max_i log p(y_i | prompt) - log p(target | prompt)` over alternative continuations `y_i`, in nats.
+
+    The prompt itself does not count, only what follows it. Several wordings of a prompt are several constraints: give
+    [`JointConstraint`] a list.
+
+    Build it with [`ContinuationConstraint.from_ids`], which checks what it is given.
+
+    Args:
+        input_ids: `(1 + num_alternatives, length)`, the prompt and a continuation in each row, row 0 the target's.
+            Padded on the right, where a causal model does not look.
+        attention_mask: Same shape, 0 where padded.
+        labels: Same shape, -100 at the prompt and where padded.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_ids(
+        cls,
+        prompt: Sequence[int],
+        target: Sequence[int],
+        alternatives: Sequence[Sequence[int]],
+        *,
+        pad_token_id: int,
+        max_length: int | None = None,
+    ) -> ContinuationConstraint:
+        """Builds the constraint from token ids.
+
+        Args:
+            prompt: Token ids of the prompt, at least one.
+            target: Token ids of the wanted continuation.
+            alternatives: Token ids of the continuations it must beat. The target itself and repetitions are removed.
+            pad_token_id: Fills the rows that are shorter.
+            max_length: Most tokens that the model takes, if it has a limit.
+
+        Raises:
+            ValueError: If the prompt or the target is empty, a row is too long, or no alternative is left.
+        """
+        prompt, target = list(prompt), list(target)
+        if not prompt or not target:
+            empty = "prompt" if not prompt else "target"
+            raise ValueError(f"The edit's {empty} is empty: give at least one token.")
+        distinct = dict.fromkeys(map(tuple, alternatives))
+        rows = [target, *(list(ids) for ids in distinct if ids and list(ids) != target)]
+        if len(rows) == 1:
+            raise ValueError(
+                f"No alternative differs from the target ({len(alternatives)} given): the constraint would compare "
+                "the target with nothing. Give the answer that the model has now, or let beam search find some."
+            )
+        length = len(prompt) + max(map(len, rows))
+        if max_length is not None and length > max_length:
+            raise ValueError(
+                f"Prompt and continuation have {length} tokens, but the model takes at most {max_length}; shorten "
+                "them."
+            )
+        padding = [length - len(prompt) - len(ids) for ids in rows]
+        both = list(zip(rows, padding, strict=True))
+        return cls(
+            torch.tensor([prompt + ids + [pad_token_id] * pad for ids, pad in both]),
+            torch.tensor([[1] * (length - pad) + [0] * pad for pad in padding]),
+            torch.tensor([[IGNORE_INDEX] * len(prompt) + ids + [IGNORE_INDEX] * pad for ids, pad in both]),
+        )
+
+    def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        binding = 1
+        if len(self.labels) > 2:  # only the target and the alternative that attains the maximum have a gradient
+            with torch.no_grad():
+                binding += int(self.scores(model, params)[1:].argmax())
+        pair = model.once(("pair", id(self), binding), lambda: self._rows([0, binding]))
+        target, alternative = pair.scores(model, params)
+        return alternative - target
+
+    def scores(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities of all continuations, each a sum over its tokens.
+
+        Args:
+            model: The model as a function of its edited parameters.
+            params: The parameters tried.
+
+        Returns:
+            `(1 + num_alternatives,)`, nats.
+        """
+        logits = model(params, input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
+        first = int((self.labels != IGNORE_INDEX).any(0).to(torch.uint8).argmax())
+        labels = self.labels[:, first:]
+        losses = F.cross_entropy(
+            logits[:, first - 1 : -1].transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX
+        )
+        return -losses.sum(1)
+
+    def _rows(self, rows: list[int]) -> ContinuationConstraint:
+        """Some of the continuations, without columns that are padding in all of them."""
+        length = int(self.attention_mask[rows].sum(1).max())
+        return ContinuationConstraint(
+            *(tensor[rows, :length] for tensor in (self.input_ids, self.attention_mask, self.labels))
+        )
+
+    def to(self, device: torch.device) -> ContinuationConstraint:
+        """A copy with its tensors on `device`."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )

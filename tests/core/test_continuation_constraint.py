@@ -1,0 +1,84 @@
+"""`l_e` of decoder-only models, against sums of log-probabilities one token at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from causal_models import CAUSAL_MODELS, causal_model
+
+from editable_hf import ContinuationConstraint, JointConstraint, edit, edited, rmsprop, select_parameters
+from editable_hf.core.editing import constraint_value
+
+PROMPT, TARGET, ALTERNATIVES = [5, 6, 7], [10, 11, 2], [[12, 2], [13], [14, 15, 16, 17]]
+
+
+def constraint(**options):
+    return ContinuationConstraint.from_ids(PROMPT, TARGET, ALTERNATIVES, pad_token_id=1, **options)
+
+
+def log_probability(model, ids):
+    total = 0.0
+    for position, token in enumerate(ids):
+        logits = model(torch.tensor([PROMPT + ids[:position]])).logits[0, -1]
+        total += float(logits.log_softmax(-1)[token])
+    return total
+
+
+@pytest.mark.parametrize("name", CAUSAL_MODELS)
+def test_value_is_that_of_token_after_token(name):
+    model = causal_model(name).double()
+    with torch.no_grad():
+        expected = max(log_probability(model, ids) for ids in ALTERNATIVES) - log_probability(model, TARGET)
+    assert constraint_value(model, constraint()) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CAUSAL_MODELS)
+@pytest.mark.parametrize("layers", ["last_decoder_mlp", "last_decoder_layer", "last_block"])
+def test_an_edit_succeeds_and_can_be_taken_back(name, layers):
+    model = causal_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = edit(model, constraint(), rmsprop(1e-2), layers, max_steps=50)
+    assert result.success
+    with edited(model, result):
+        assert constraint_value(model, constraint()) <= 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_an_edit_is_that_without_replay(name):
+    model = causal_model(name).double()
+    ours, whole = (
+        edit(model, constraint(), rmsprop(1e-2), "last_decoder_mlp", max_steps=3, replay=replay)
+        for replay in (True, False)
+    )
+    for key, value in ours.params.items():
+        torch.testing.assert_close(value, whole.params[key], rtol=1e-9, atol=1e-12)
+
+
+def test_several_wordings_at_once():
+    model = causal_model("llama")
+    wordings = [
+        ContinuationConstraint.from_ids(prompt, TARGET, ALTERNATIVES, pad_token_id=1) for prompt in ([5], [7, 8, 9])
+    ]
+    result = edit(model, JointConstraint(wordings), rmsprop(1e-2), "last_decoder_mlp", max_steps=60)
+    assert result.success
+    with edited(model, result):
+        assert all(constraint_value(model, each) <= 0 for each in wordings)
+
+
+def test_names_of_the_last_layer():
+    mlp = select_parameters(causal_model("gpt2"), "last_decoder_mlp")
+    assert len(mlp) == 4 and all(name.startswith("transformer.h.1.mlp.") for name in mlp)
+    layer = select_parameters(causal_model("llama"), "last_decoder_layer")
+    assert len(layer) == 9 and all(name.startswith("model.layers.1.") for name in layer)
+
+
+def test_bad_requests_say_what_is_wrong():
+    with pytest.raises(ValueError, match="The edit's prompt is empty"):
+        ContinuationConstraint.from_ids([], TARGET, ALTERNATIVES, pad_token_id=1)
+    with pytest.raises(ValueError, match="The edit's target is empty"):
+        ContinuationConstraint.from_ids(PROMPT, [], ALTERNATIVES, pad_token_id=1)
+    with pytest.raises(ValueError, match="No alternative differs from the target \\(1 given\\)"):
+        ContinuationConstraint.from_ids(PROMPT, TARGET, [TARGET], pad_token_id=1)
+    with pytest.raises(ValueError, match="have 7 tokens, but the model takes at most 6"):
+        constraint(max_length=6)
