@@ -287,7 +287,7 @@ def resampled_by_hand(evaluator, records, num_samples=1000):
 
 
 def some_records(evaluator):
-    """Edits that spoil two images, mend one, change none, and make a wrong class another wrong one but spoil another."""
+    """Edits that spoil two images, mend one, change none, and make a wrong class another wrong one and spoil one."""
     labels, before = evaluator.labels.tolist(), evaluator.before.tolist()
     right = [index for index, label in enumerate(labels) if label == before[index]]
     wrong = [index for index, label in enumerate(labels) if label != before[index]]
