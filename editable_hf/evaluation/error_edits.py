@@ -204,6 +204,8 @@ def _stack(edits: Sequence[Params], names: Sequence[str]) -> Params:
 
 def _replay_all(recording: Recording, stack: Params) -> Tensor:
     """Logits after each of some edits, `(num_edits, batch, num_classes)`."""
+    # `edited_batch` would run what edits share for each of them: with 4 edits of chain3, chain4 or all layers of a
+    # ResNet-18 and 64 images of CIFAR's size it had 0.76, 0.36 and 0.71 of the speed of replays one by one (1 core).
     count = len(next(iter(stack.values())))
     if count > 1:
         with suppress(RuntimeError):  # of a model that adds in place to what all edits share; any other comes again

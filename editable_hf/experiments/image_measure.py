@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -18,6 +19,9 @@ from editable_hf.experiments.image_parts import ImageModelOptions, ImageSets, lo
 from editable_hf.experiments.image_recipe import ImageRecipeConfig, RowOptions
 from editable_hf.experiments.row_methods import Row, Setting, Subject, Validate
 from editable_hf.experiments.stages import Stage
+
+# The mean drawdown for resampled edits and test images, from which rows get the interval of their ratio.
+RESAMPLED = "resampled.npy"
 
 
 class EditSets(NamedTuple):
@@ -60,7 +64,7 @@ def chosen_editor(row: Row) -> Editor:
 def measure_row(
     config: ImageRecipeConfig, images: ImageSets, network: Stage, edits: EditSets, name: str, folder: Path
 ) -> None:
-    """Fills `folder` with `edits.jsonl` and `row.json`; what a killed run left there is not repeated.
+    """Fills `folder` with `edits.jsonl`, `resampled.npy` and `row.json`; what a killed run left there is not repeated.
 
     All processes share the edits, those of the tuning too.
     """
@@ -71,6 +75,7 @@ def measure_row(
     records = evaluator.evaluate(edits.test, subject.editor, max_steps=max_steps, path=path, progress=name)
     row = evaluator.summarize(name, records, max_steps=max_steps, **subject.entries)
     if PartialState().is_main_process:
+        np.save(folder / RESAMPLED, evaluator.resampled(records)["drawdown"])
         (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")
 
 

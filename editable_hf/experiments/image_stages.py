@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import PartialState
 from datasets import load_from_disk
 from transformers import PreTrainedModel, set_seed
@@ -16,9 +17,9 @@ from transformers import PreTrainedModel, set_seed
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
-from editable_hf.evaluation.bootstrap import bootstrap_ratio
 from editable_hf.evaluation.edits import read_records
-from editable_hf.experiments.image_measure import EditSets, load_network, measure_row, row_editor
+from editable_hf.evaluation.two_way import NUM_SAMPLES, ratio_of
+from editable_hf.experiments.image_measure import RESAMPLED, EditSets, load_network, measure_row, row_editor
 from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_plots import plot_error_drawdowns
 from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions, folder_name
@@ -113,7 +114,7 @@ class Rows:
 
     def run(self) -> list[Row]:
         """The table: rows that are asked for, and those that are there already; `results.json` grows with it."""
-        models, drawdowns = self.config.models, {}
+        models, drawdowns, samples = self.config.models, {}, {}
         asked = set(self.config.rows or models)
         trained = asked | {models[name].network for name in asked}
         for name, options in models.items():
@@ -125,14 +126,16 @@ class Rows:
                 self.table[name] = json.loads((cell.folder / "row.json").read_text(encoding="utf-8"))
                 records = read_records(cell.folder / "edits.jsonl")
                 drawdowns[name] = [abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records]
-                self._compare(name, options.compare_to, drawdowns)
+                samples[name] = np.load(cell.folder / RESAMPLED)
+                self._compare(name, options.compare_to, samples)
                 if self.stages.state.is_main_process:
                     self._write(drawdowns)
         return list(self.table.values())
 
-    def _compare(self, name: str, other: str | None, drawdowns: Mapping[str, list[float]]) -> None:
-        if other in drawdowns and sum(drawdowns[other]) > 0 and len(drawdowns[other]) == len(drawdowns[name]):
-            ratio = bootstrap_ratio(drawdowns[name], drawdowns[other])
+    def _compare(self, name: str, other: str | None, samples: Mapping[str, np.ndarray]) -> None:
+        if other in samples and self.table[other]["drawdown"] > 0:
+            means = (self.table[each]["drawdown"] for each in (name, other))
+            ratio = ratio_of(next(means), samples[name], next(means), samples[other])
             self.table[name]["drawdown_ratio"] = {"to": other, **ratio._asdict()}
 
     def _write(self, drawdowns: Mapping[str, list[float]]) -> None:
@@ -162,7 +165,7 @@ class Rows:
         editor = row_editor(self.config, options, network)
         own = {key: value for key, value in asdict(options).items() if key not in ("training", "compare_to")}
         inputs = {**asdict(self.config.evaluation), "num_workers": None, "name": name, **own}
-        inputs |= {"editor": editor.editor, "hyperparameters": editor.hyperparameters}
+        inputs |= {"editor": editor.editor, "hyperparameters": editor.hyperparameters, "num_samples": NUM_SAMPLES}
         build = partial(measure_row, self.config, self.images, network, self.edits, name)
         after = [network, self.edits.stage]
         return self.stage(wanted, f"edits-{folder_name(name)}", inputs, after, build, every_process=True)

@@ -92,7 +92,7 @@ def format_markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns = 
 def format_ratios(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each row that has its drawdown compared with another row's, as `drawdown_ratio`.
 
-    That is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`bootstrap_ratio`].
+    That is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`ratio_of`].
     """
     lines = []
     for row in rows:

@@ -144,46 +144,58 @@ def test_the_same_again(make_evaluator, requests):
     assert without_time(first) == without_time(again) and first[0]["num_changed"] > 0
 
 
-def test_summary(make_evaluator):
+def translations_after(evaluator, record):
+    after = {change["index"]: change["after"] for change in record["changed"]}
+    return [after.get(index, text) for index, text in enumerate(evaluator.before)]
+
+
+def drawdowns_by_hand(evaluator, records, test_set, count):
+    """The first of the mean drawdowns for test sets and sets of edits that are put together anew, and scored anew."""
+    rng, (_, references, texts) = np.random.default_rng(0), test_set
+    drawn = [rng.integers(NUM_SENTENCES, size=NUM_SENTENCES) for _ in range(1000)]
+    chosen = rng.integers(len(records), size=(1000, len(records)))
+    outputs, means = [evaluator.before, *(translations_after(evaluator, record) for record in records)], []
+    for rows, edits in list(zip(drawn, chosen, strict=True))[:count]:
+        columns = [[column[index] for index in rows] for column in (references, texts)]
+        before, *after = (corpus_scores([each[index] for index in rows], *columns)[0] for each in outputs)
+        means.append(np.mean([abs(before - after[edit]) for edit in edits]))
+    return means
+
+
+def test_summary(make_evaluator, test_set):
     evaluator = make_evaluator()
-    record = {"verified": True, "success": True, "edit_seconds": 0.5, "bleu_detok": evaluator.bleu_detok}
-    worse = [{"index": index, "after": "x"} for index in range(NUM_SENTENCES)]
+    spoiled = [{"index": index, "after": "x"} for index in range(6)]
+    wrong = [i for i, pair in enumerate(zip(evaluator.before, test_set[1], strict=True)) if len(set(pair)) > 1]
+    mended = [{"index": index, "after": test_set[1][index]} for index in wrong]
+    record = {"verified": True, "success": True, "edit_seconds": 0.5}
     records = [
-        {**record, "bleu": evaluator.bleu - 2.0, "num_steps": 3, "num_changed": 6, "changed": worse},
-        {
-            **record,
-            "bleu": evaluator.bleu + 1.0,
-            "num_steps": 5,
-            "num_changed": 3,
-            "verified": False,
-            "changed": worse[:1],
-        },
-        {
-            **record,
-            "bleu": evaluator.bleu,
-            "num_steps": 0,
-            "num_changed": 0,
-            "success": False,
-            "failure": "nan",
-            "changed": [],
-        },
+        {**record, "num_steps": 3, "changed": spoiled},
+        {**record, "num_steps": 5, "changed": mended, "verified": False},
+        {**record, "num_steps": 0, "changed": [], "success": False, "failure": "nan"},
     ]
+    for each in records:
+        each["num_changed"] = len(each["changed"])
+        each["bleu"], each["bleu_detok"] = corpus_scores(translations_after(evaluator, each), *test_set[1:])
+    worse, better = (evaluator.bleu - each["bleu"] for each in records[:2])
+    assert better < 0 < worse
     row = evaluator.summarize("ours", records, max_steps=10)
     assert row["name"] == "ours" and row["max_steps"] == 10
     assert row["bleu"] == evaluator.bleu
-    assert row["bleu_drawdown"] == pytest.approx(1.0)
-    assert row["bleu_drawdown_signed"] == pytest.approx(1 / 3)
-    assert row["bleu_drawdown_moved"] == pytest.approx(1.5)  # the third edit took no step
-    assert row["bleu_detok_drawdown"] == 0
+    assert row["bleu_drawdown"] == pytest.approx((worse - better) / 3)
+    assert row["bleu_drawdown_signed"] == pytest.approx((worse + better) / 3)
+    assert row["bleu_drawdown_moved"] == pytest.approx((worse - better) / 2)  # the third edit took no step
+    detok = [abs(evaluator.bleu_detok - each["bleu_detok"]) for each in records]
+    assert row["bleu_detok_drawdown"] == pytest.approx(sum(detok) / 3)
     assert row["success_rate"] == pytest.approx(2 / 3) and row["verified_rate"] == pytest.approx(2 / 3)
     assert row["num_steps"] == pytest.approx(8 / 3) and row["num_failures"] == 1
     assert row["already_satisfied"] == 0  # no step, but no success either
-    assert row["outputs_changed"] == pytest.approx(9 / 3 / NUM_SENTENCES)
+    assert row["outputs_changed"] == pytest.approx((6 + len(mended)) / 3 / NUM_SENTENCES)
     assert (row["num_edits"], row["num_sentences"]) == (3, NUM_SENTENCES)
+    samples = evaluator.resampled(records)["bleu_drawdown"]
+    np.testing.assert_allclose(samples[:100], drawdowns_by_hand(evaluator, records, test_set, 100), atol=1e-9)
     low, high = row["intervals"]["bleu_drawdown"]
-    assert 0 <= low < high <= 100  # of the changed sentences; the values above are not theirs
-    low, high = row["intervals"]["outputs_changed"]
-    assert low == 0 and high == 6 / NUM_SENTENCES  # over the edits alone
+    assert [low, high] == np.percentile(samples, [2.5, 97.5]).tolist() and low < row["bleu_drawdown"] < high
+    assert row["intervals"]["outputs_changed"] == [0, 6 / NUM_SENTENCES]  # over the edits alone
     json.dumps(row)
 
 

@@ -257,42 +257,6 @@ def test_image_that_is_not_finite(test_set, requests):
     assert row["num_failures"] == 1 and row["drawdown"] == 0 and row["already_satisfied"] == 0
 
 
-def test_summary(test_set):
-    evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set)
-    evaluator.error_rate = 0.25
-    record = {"success": True, "target": 2, "after": 2, "edit_seconds": 0.5, "changed": []}
-    records = [
-        {**record, "error_rate": 0.35, "num_steps": 3, "num_changed": 6},
-        {**record, "error_rate": 0.20, "num_steps": 5, "num_changed": 3},
-        {**record, "error_rate": 0.25, "num_steps": 0, "num_changed": 0},
-        {**record, "error_rate": 0.30, "num_steps": 10, "num_changed": 5, "success": False, "after": 1},
-    ]
-    row = evaluator.summarize("ours", records, layers="chain3")
-    expected = {
-        "name": "ours",
-        "layers": "chain3",
-        "error_rate": 0.25,
-        "drawdown": (0.10 + 0.05 + 0.05) / 4,
-        "drawdown_signed": (0.10 - 0.05 + 0.05) / 4,
-        "drawdown_moved": (0.10 + 0.05 + 0.05) / 3,  # the third edit took no step
-        "success_rate": 0.75,
-        "verified_rate": 0.75,
-        "num_steps": 18 / 4,
-        "already_satisfied": 0.25,
-        "outputs_changed": 14 / 4 / NUM_IMAGES,
-        "edit_seconds": 0.5,
-        "num_failures": 0,
-        "num_edits": 4,
-        "num_images": NUM_IMAGES,
-    }
-    intervals = row.pop("intervals")
-    assert set(row) == set(expected)
-    assert row == pytest.approx(expected)
-    assert intervals["drawdown"] == [0.0, 0.0]  # of the changed images, of which there are none here
-    assert all(low <= row[key] <= high for key, (low, high) in intervals.items() if not key.startswith("drawdown"))
-    json.dumps(row)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

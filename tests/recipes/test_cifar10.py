@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cifar10
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForImageClassification
@@ -61,6 +62,9 @@ def test_whole_recipe_twice(config, tmp_path, capsys, monkeypatch):
     assert all([r["image_index"] for r in each] == [r["image_index"] for r in edits[0]] for each in edits)
     untrained, control = (results["rows"][place] for place in (0, 1))
     assert control["drawdown_ratio"]["mean"] == pytest.approx(control["drawdown"] / untrained["drawdown"])
+    above, below = (np.load(out / cell / "resampled.npy") for cell in ("edits-control", "edits-untrained"))
+    low, high = np.percentile(above[below > 0] / below[below > 0], [2.5, 97.5])
+    assert (control["drawdown_ratio"]["low"], control["drawdown_ratio"]["high"]) == pytest.approx((low, high))
     assert (out / "drawdown.png").stat().st_size > 5_000
 
     # The networks: ordinary checkpoints, trained for equally many updates, edits for some of them only.
