@@ -162,5 +162,5 @@ def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids
     """Token ids that the model as it stands gives for one source, with its own generation config."""
     inputs = torch.tensor([list(input_ids)], device=model.device)
     with eval_mode(model):
-        (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
+        (row,) = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)
