@@ -113,9 +113,8 @@ def edit(
     return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
 
 
-def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Params:
-    """The selected parameters; raises `ValueError` where gradient steps on them would fail."""
-    params = select_parameters(model, layers)
+def check_one_device(model: nn.Module) -> None:
+    """Raises `ValueError` for a model that `device_map` spreads over several devices."""
     devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
     if len(devices) > 1:
         raise ValueError(
@@ -123,6 +122,12 @@ def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Param
             "load its weights at every call, and an edit would not see them. Load it on one device, without "
             "`device_map`."
         )
+
+
+def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Params:
+    """The selected parameters; raises `ValueError` where gradient steps on them would fail."""
+    params = select_parameters(model, layers)
+    check_one_device(model)
     quantized = [name for name, param in params.items() if not param.is_floating_point()]
     if quantized:
         others = [name for name, param in model.named_parameters() if param.is_floating_point()]

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from editable_hf import EditorConfig, edit, edited, request_constraint, rmsprop
+from editable_hf import (
+    EditableSeq2SeqTrainer,
+    EditableSeq2SeqTrainingArguments,
+    EditorConfig,
+    edit,
+    edited,
+    request_constraint,
+    rmsprop,
+)
 from editable_hf.patches import Patch, apply_patches, revert_patches
 
 ROW = {"input_ids": [5, 6, 7, 2], "labels": [9, 10, 2], "alternatives": [[7, 2], [8, 9, 2], [9, 11, 2]]}
@@ -63,6 +71,8 @@ def test_quantized_parameters_are_refused_and_others_named(tiny_marian):
 
 
 def test_model_on_several_devices_is_refused(tiny_marian):
-    tiny_marian.hf_device_map = {"model.encoder": 0, "model.decoder": "cpu"}
-    with pytest.raises(ValueError, match=r"several devices \(0, cpu\) by `device_map`"):
+    tiny_marian.hf_device_map = {"model.encoder": "disk", "model.decoder": "cpu"}
+    with pytest.raises(ValueError, match=r"several devices \(cpu, disk\) by `device_map`"):
         edit(tiny_marian, request_constraint(ROW, tiny_marian), rmsprop(3e-2), "last_decoder_layer")
+    with pytest.raises(ValueError, match="several devices"):
+        EditableSeq2SeqTrainer(tiny_marian, EditableSeq2SeqTrainingArguments("unused", report_to=[], use_cpu=True))
