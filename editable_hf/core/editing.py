@@ -19,6 +19,7 @@ from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
 from editable_hf.core.layer_norm import quick_layer_norms
 from editable_hf.core.selection import select_parameters
+from editable_hf.seams.torch_seam import uncompiled
 
 # An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it
 # chose, `l_e` for them, and the values of `l_e` from the start to there.
@@ -67,21 +68,21 @@ def edit(
     [`EditResult`].
 
     Args:
-        model: Any unwrapped module. With `create_graph`, torch's own attention (`sdpa`) runs in its form that can be
-            differentiated twice; kernels from elsewhere (flash-attention) have none.
+        model: Any unwrapped module; a compiled one runs uncompiled. With `create_graph`, `sdpa` attention runs in its
+            form that can be differentiated twice; kernels from elsewhere (flash-attention) have none.
         constraint: Called as `constraint(functional_model, params)`, returns a scalar.
         editor: From [`rmsprop`] and its like, or [`LearnableEditor.build`]; or an [`EditFunction`], which chooses the
             parameters in its own way (the baselines that need no gradient).
         layers: What may move, see [`select_parameters`].
         max_steps: k in Eq. 1.
-        create_graph: Keep the graph of the whole unrolled edit, so that `params` and `loss` are differentiable with
-            respect to all of the model's parameters and the editor's hyperparameters. Without it no graph is kept.
+        create_graph: Keep the graph of the whole edit, so that `params` and `loss` are differentiable with respect
+            to all of the model's parameters and the editor's hyperparameters.
         replay: Run only the part of the model that the edit changes (exact). `False` runs all of it at every step.
 
     Raises:
         ReplayError: If the model cannot be replayed, because it runs other modules at each call.
         TypeError: If `editor` is no editor.
-        ValueError: If `layers` selects nothing or `max_steps` is negative.
+        ValueError: If `layers` selects nothing or quantized weights, or the model is on several devices.
 
     Example:
         >>> result = edit(model, constraint, rmsprop(1e-3), "last_decoder_layer")  # doctest: +SKIP
@@ -95,7 +96,7 @@ def edit(
             f"`editor` must be an `Editor`, such as `rmsprop(1e-3)` or what `build()` of a LearnableEditor or of a "
             f"model's own editor returns, got a {type(editor).__name__}."
         )
-    params = select_parameters(model, layers)
+    params = _editable_parameters(model := uncompiled(model), layers)
     functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
@@ -110,6 +111,32 @@ def edit(
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
     return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
+
+
+def check_one_device(model: nn.Module) -> None:
+    """Raises `ValueError` for a model that `device_map` spreads over several devices."""
+    devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
+    if len(devices) > 1:
+        raise ValueError(
+            f"The model is spread over several devices ({', '.join(sorted(devices))}) by `device_map`: hooks move or "
+            "load its weights at every call, and an edit would not see them. Load it on one device, without "
+            "`device_map`."
+        )
+
+
+def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Params:
+    """The selected parameters; raises `ValueError` where gradient steps on them would fail."""
+    params = select_parameters(model, layers)
+    check_one_device(model)
+    quantized = [name for name, param in params.items() if not param.is_floating_point()]
+    if quantized:
+        others = [name for name, param in model.named_parameters() if param.is_floating_point()]
+        raise ValueError(
+            f"{len(quantized)} of the {len(params)} selected parameters are quantized and cannot take small steps, "
+            f"such as {quantized[0]} ({params[quantized[0]].dtype}). Load the model unquantized, or edit parameters "
+            f"that hold floating-point numbers, for example: {', '.join(others[-3:]) or '(there are none)'}."
+        )
+    return params
 
 
 @torch.no_grad()
@@ -203,7 +230,7 @@ class EditStack:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        self.model = uncompiled(model)
         self._replaced: list[Params] = []
 
     def __len__(self) -> int:

@@ -170,5 +170,5 @@ def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: 
             (row,) = beams_after_prompt(model, request["input_ids"], len(request["labels"]), num_beams=1)
             return row
         inputs = torch.tensor([list(request["input_ids"])], device=model.device)
-        (row,) = model.generate(inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
+        (row,) = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
     return strip_ids(row, tokenizer)

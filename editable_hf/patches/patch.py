@@ -30,6 +30,7 @@ from editable_hf.patches.encoding import (
 from editable_hf.patches.format import AGAIN, CARD_NAME, PATCH_FIELDS, PATCH_NAME, PAYLOAD_NAME
 from editable_hf.patches.hub import checked_base_model, download_patch, upload_patch
 from editable_hf.patches.record import applied_patches
+from editable_hf.seams.torch_seam import uncompiled
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.versions import library_versions
 
@@ -110,8 +111,7 @@ class Patch:
             model: The model that was edited, before the edit is applied to it.
             result: From [`edit`].
             request: What the edit is for, one request or a list: strings, numbers, lists and dicts.
-            editor: The editor with its values.
-            layers: What the edit could move.
+            editor, layers: The editor with its values, and what it could move.
             base_model: Hub id of the model. By default the id it was loaded from, if that is one and no folder.
             metrics: Whatever was measured; must be JSON.
             verified: Whether decoding gave the target.
@@ -129,6 +129,7 @@ class Patch:
             >>> patch = Patch.from_edit(model, result, request=fix, editor=config, layers="*")  # doctest: +SKIP
             >>> patch.save_pretrained("fixes/ana-likes-tea")  # doctest: +SKIP
         """
+        model = uncompiled(model)
         tensors, payload, rounding = encode_tensors(changed_tensors(model, result.params), encoding)
         return cls(
             tensors=tensors,

@@ -29,7 +29,8 @@ def applied_patches(model: PreTrainedModel) -> list[str]:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"Expected a model of `transformers`, whose config records its patches, got {type(model).__name__}; "
-            "unwrap the model first (`accelerator.unwrap_model(model)`)."
+            "unwrap the model first (`accelerator.unwrap_model(model)`; for peft `model.get_base_model()`, which "
+            "has the adapters)."
         )
     record = getattr(model.config, RECORD, None)
     if record is None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from editable_hf.patches.encoding import describe, digest, moved_tensors, short
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import RECORD, applied_patches, recorded_tensors, write_record
+from editable_hf.seams.torch_seam import uncompiled
 
 PatchLike = Patch | str | os.PathLike  # a patch, its folder or its hub id
 
@@ -38,7 +39,7 @@ def apply_patches(model: PreTrainedModel, patches: PatchLike | Sequence[PatchLik
         >>> apply_patches(model, ["me/fix-1", "fixes/2"])  # doctest: +SKIP
         >>> revert_patches(model, 2)  # doctest: +SKIP
     """
-    chosen = _loaded(patches)
+    chosen, given, model = _loaded(patches), model, uncompiled(model)
     stack, moves = applied_patches(model), _Moves(model)
     for patch in chosen:
         if patch.fingerprint in stack:
@@ -56,7 +57,7 @@ def apply_patches(model: PreTrainedModel, patches: PatchLike | Sequence[PatchLik
         stack.append(patch.fingerprint)
     moves.write(stack)
     _held(model).update({patch.fingerprint: patch for patch in chosen})
-    return model
+    return given
 
 
 def revert_patches(model: PreTrainedModel, patches: int | PatchLike | Sequence[PatchLike] = 1) -> PreTrainedModel:
@@ -73,6 +74,7 @@ def revert_patches(model: PreTrainedModel, patches: int | PatchLike | Sequence[P
     Raises:
         ValueError: If other patches lie above, or the model is not as its patches left it. The model is as it was.
     """
+    given, model = model, uncompiled(model)
     stack, held = applied_patches(model), _held(model)
     if isinstance(patches, int):
         if not 0 <= patches <= len(stack):
@@ -104,7 +106,7 @@ def revert_patches(model: PreTrainedModel, patches: int | PatchLike | Sequence[P
     moves.write(stack[: len(stack) - len(last)])
     for fingerprint in last:
         held.pop(fingerprint, None)
-    return model
+    return given
 
 
 def _loaded(patches: PatchLike | Sequence[PatchLike]) -> list[Patch]:

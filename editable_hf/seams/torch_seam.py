@@ -53,6 +53,14 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks) or runs_before_forward(module)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given, with the same parameters under their own names; any other as it is.
+
+    Relies on the attribute `_orig_mod` of what `torch.compile` returns (torch 2.9 to 2.14).
+    """
+    return vars(model).get("_modules", {}).get("_orig_mod", model)
+
+
 @contextmanager
 def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None]:
     """Calls `handle(module, forward, *args, **kwargs)` in place of each module's forward within the block.

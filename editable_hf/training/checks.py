@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from editable_hf.core.editing import check_one_device
 from editable_hf.launch import check_launch
 from editable_hf.seams.transformers_seam import attention_of
 
@@ -16,6 +17,7 @@ def check_supported(
     And `RuntimeError` for a launch that did not start what was asked for, see [`check_launch`].
     """
     check_launch(args.world_size)
+    check_one_device(model)
     if sharded or args.fsdp or args.deepspeed:
         raise ValueError(
             "FSDP and DeepSpeed are not supported: processes take different numbers of edit steps and would wait for "
