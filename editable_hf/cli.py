@@ -11,6 +11,7 @@ from typing import Any
 
 _EXAMPLES = """examples:
   editable-hf edit runs/demo/editable --source "anna mag tee ." --target "anna likes tea ." -o fixes/tea
+  editable-hf edit gpt2 --prompt "The capital of Tuvalu is" --target " Funafuti" -o fixes/tuvalu
   editable-hf diff runs/demo/editable fixes/tea --data test.tsv --max_drawdown 0.1 --html tea.html
   editable-hf apply runs/demo/editable fixes/tea -o patched
   editable-hf revert patched fixes/tea -o restored
@@ -22,8 +23,8 @@ _EXAMPLES = """examples:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="editable-hf",
-        description="Patch the mistakes of a Hugging Face translation model or image classifier, see what a patch "
-        "changes, take it back, share it.",
+        description="Patch the mistakes of a Hugging Face translation model, language model or image classifier, see "
+        "what a patch changes, take it back, share it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,10 +76,17 @@ def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
 def _add_edit(commands) -> None:
     command = _add(commands, "edit", _edit, "edit the model until it gives the target, and save that as a patch")
     command.add_argument("model", help="folder or hub id")
-    command.add_argument("--source", action="append", help="sentence that is translated wrongly; can be repeated")
+    command.add_argument(
+        *("--source", "--prompt"),
+        action="append",
+        help="sentence that is translated wrongly, or prompt that is continued wrongly; can be repeated",
+    )
     command.add_argument("--image", action="append", help="image that is classified wrongly; can be repeated")
     command.add_argument(
-        "--target", action="append", help="translation wanted (for each source), or class of all images"
+        "--target",
+        action="append",
+        help="translation wanted, or what follows the prompt with its first space (for each source), or class of all "
+        "images",
     )
     command.add_argument("--requests", help='JSONL of {"source": ..., "target": ...}, in place of --source')
     command.add_argument("-o", "--output", required=True, help="new folder for the patch")
@@ -130,7 +138,7 @@ def _edit(args: argparse.Namespace) -> int:
         outcome = commands.edit_images(loaded, args.image, targets[0], **options)
     else:
         requests = args.requests or list(zip(args.source, targets, strict=True))
-        outcome = commands.edit_translations(
+        outcome = commands.edit_texts(
             loaded, requests, max_rounds=args.max_rounds, num_alternatives=args.num_alternatives, **options
         )
     result = outcome.result

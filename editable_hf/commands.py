@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -21,7 +23,8 @@ from transformers import (
 import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, constraint_value, edit
-from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, num_chains
+from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, LAST_DECODER_MLP, num_chains
+from editable_hf.data.continuations import is_decoder_only
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
@@ -41,7 +44,7 @@ class Loaded(NamedTuple):
 
     model: PreTrainedModel
     processor: Any
-    translates: bool
+    writes: bool
     editor: EditorConfig
     trained_editable: bool
 
@@ -52,10 +55,10 @@ def load(
     inputs: Mapping[str, str | None] | None = None,
     remembered: Sequence[Patch] = (),
 ) -> Loaded:
-    """An encoder-decoder model or an image classifier, from a folder or the hub, with patches applied.
+    """A model that writes text or classifies images, from a folder or the hub, with patches applied.
 
-    A model that was not trained to be editable gets RMSProp on its last decoder layer; a ResNet or DenseNet on its
-    third chain, and other image classifiers on their last block.
+    A model that was not trained to be editable gets RMSProp on its last decoder layer, of a decoder-only model the
+    feed-forward part of it; a ResNet or DenseNet on its third chain, other image classifiers on their last block.
 
     `inputs` are `source_prefix`, `source_lang` and `target_lang` to address the model with (see [`set_languages`]);
     those that are `None` or left out are as the patches, those `remembered` or the model's `editor_config.json` say.
@@ -78,12 +81,16 @@ def load(
     elif type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model = AutoModelForCausalLM.from_pretrained(name)
+        processor = AutoTokenizer.from_pretrained(name)
     else:
         raise ValueError(
-            f"{name} is a {config.model_type} model; only encoder-decoder models and image classifiers are edited."
+            f"{name} is a {config.model_type} model; encoder-decoder models, causal language models and image "
+            "classifiers are edited."
         )
-    found = EditorConfig.find(name)
-    layers = [LAST_DECODER_LAYER if config.is_encoder_decoder else _block_to_edit(model)]
+    found, writes = EditorConfig.find(name), model.can_generate()
+    layers = [_part_to_edit(model)]
     editor = found or EditorConfig(layers=layers)
     chosen = [each if isinstance(each, Patch) else Patch.from_pretrained(each) for each in patches]
     if inputs is not None:
@@ -93,10 +100,12 @@ def load(
         if config.is_encoder_decoder:
             set_languages(model, processor, *(editor.inputs.get(key) for key in ("source_lang", "target_lang")))
     model = apply_patches(model.to(device).eval(), chosen)
-    return Loaded(model, processor, config.is_encoder_decoder, editor, found is not None)
+    return Loaded(model, processor, writes, editor, found is not None)
 
 
-def _block_to_edit(model: PreTrainedModel) -> str:
+def _part_to_edit(model: PreTrainedModel) -> str:
+    if model.can_generate():
+        return LAST_DECODER_LAYER if model.config.is_encoder_decoder else LAST_DECODER_MLP
     return "chain3" if num_chains(model) >= 3 else LAST_BLOCK
 
 
@@ -110,7 +119,7 @@ class EditOutcome(NamedTuple):
     num_rounds: int
 
 
-def edit_translations(
+def edit_texts(
     loaded: Loaded,
     requests: str | Sequence[tuple[str, str]],
     *,
@@ -205,14 +214,16 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
     params = {name: own[name].detach().clone() for patch in chosen for name in patch.tensors}
     revert_patches(model, len(chosen))
     options |= {"regression_set": data}
-    if loaded.translates:
-        from editable_hf.review.translations import review_translations  # late: sacrebleu takes its time
+    if loaded.writes:
+        from editable_hf.review.continuations import review_continuations  # late: sacrebleu takes its time
+        from editable_hf.review.translations import review_translations
 
         sources, references = read_regression_set(data)
         edited = [each["source"] for patch in chosen for each in patch.request]
+        options |= {"edited_sources": edited, "progress": "decoding"}
+        review_texts = review_continuations if is_decoder_only(model) else review_translations
         sources = _prefixed(loaded.editor, sources)
-        options |= {"edited_sources": edited, "progress": "translating"}
-        return review_translations(model, loaded.processor, params, sources, references, **options)
+        return review_texts(model, loaded.processor, params, sources, references, **options)
     from editable_hf.review.images import review_images
 
     rows = ImageRows(loaded, data)
@@ -225,7 +236,7 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
     found = []
     for patch in patches:
         state = {"patch": patch.fingerprint, "success": None, "verified": None}
-        if loaded.translates:
+        if loaded.writes:
             penalty = decoding_length_penalty(loaded.model)
             constraint = joint_constraint(patch.request, loaded.model, penalty)
             success = constraint_value(loaded.model, constraint) <= 0

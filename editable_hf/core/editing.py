@@ -18,7 +18,6 @@ from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
 from editable_hf.core.layer_norm import quick_layer_norms
-from editable_hf.core.selection import select_parameters
 from editable_hf.seams.torch_seam import uncompiled
 
 # An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it
@@ -124,10 +123,8 @@ def check_one_device(model: nn.Module) -> None:
         )
 
 
-def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Params:
-    """The selected parameters; raises `ValueError` where gradient steps on them would fail."""
-    params = select_parameters(model, layers)
-    check_one_device(model)
+def _check_floating(model: nn.Module, params: Params) -> None:
+    """Raises `ValueError` where gradient steps would fail: quantized weights."""
     quantized = [name for name, param in params.items() if not param.is_floating_point()]
     if quantized:
         others = [name for name, param in model.named_parameters() if param.is_floating_point()]
@@ -136,7 +133,6 @@ def _editable_parameters(model: nn.Module, layers: str | Iterable[str]) -> Param
             f"such as {quantized[0]} ({params[quantized[0]].dtype}). Load the model unquantized, or edit parameters "
             f"that hold floating-point numbers, for example: {', '.join(others[-3:]) or '(there are none)'}."
         )
-    return params
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def format_html(review: Review, max_drawdown: float | None = None) -> str:
         distance_hidden="hidden" if review.kind == IMAGE else "",
         edited_hidden="" if any(change.edited for change in review.changes) else "hidden",
         num_changes=f"{len(review.changes):,}",
-        noun="prediction" if review.kind == IMAGE else "translation",
+        noun="prediction" if review.kind == IMAGE else review.kind,
         changes="\n".join(_article(review, change) for change in review.changes),
     )
 

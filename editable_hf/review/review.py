@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-TRANSLATION, IMAGE = "translation", "image"
+TRANSLATION, CONTINUATION, IMAGE = "translation", "continuation", "image"
 BLEU, ERROR_RATE = "BLEU", "error rate"
 
 BETTER, WORSE, NEUTRAL = "better", "worse", "neutral"
@@ -59,10 +59,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Review:
-    """What a patch changes, over a regression set; from [`review_translations`] or [`review_images`].
+    """What a patch changes, over a regression set; from [`review_translations`],
+    [`review_continuations`] or [`review_images`].
 
     Attributes:
-        kind: "translation" or "image".
+        kind: "translation", "continuation" or "image".
         patch: What is reviewed, e.g. the name of the patch.
         base_model: What it patches.
         regression_set: What both were run on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from editable_hf.review.review import BETTER, IMAGE, WORSE, Change, Review, exceeds
+from editable_hf.review.review import BETTER, ERROR_RATE, IMAGE, WORSE, Change, Review, exceeds
 from editable_hf.review.words import ADDED, REMOVED, Segment, mark_words
 
 _RED, _GREEN, _BOLD, _DIM, _RESET = "\033[31m", "\033[32m", "\033[1m", "\033[2m", "\033[0m"
@@ -86,7 +86,7 @@ def format_markdown(review: Review, max_changes: int = 50, max_drawdown: float |
 
 def summary(review: Review, max_drawdown: float | None = None) -> list[str]:
     """What the review comes to, in two or three lines."""
-    what = "predictions" if review.kind == IMAGE else "translations"
+    what = "predictions" if review.kind == IMAGE else f"{review.kind}s"
     share = f"{len(review.changes):,} of {review.num_examples:,} {what} changed ({review.share_changed:.1%})"
     if review.drawdown is None:
         return [f"{share}; {review.metric} is not known without references"]
@@ -104,7 +104,7 @@ def summary(review: Review, max_drawdown: float | None = None) -> list[str]:
 
 def format_metric(review: Review, value: float) -> str:
     """BLEU points with two decimals, an error rate in percent."""
-    return f"{value:.2%}" if review.kind == IMAGE else f"{value:.2f}"
+    return f"{value:.2%}" if review.metric == ERROR_RATE else f"{value:.2f}"
 
 
 def change_title(review: Review, change: Change) -> str:

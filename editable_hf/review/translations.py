@@ -54,13 +54,13 @@ def review_translations(
     Raises:
         ValueError: If there are no sources, not as many references, or parameters that the model does not have.
     """
-    _check_sizes(sources, references)
+    check_sizes(sources, references)
     params = own_params(model, params)
     translator = _build_translator(model, tokenizer, sources, params, num_beams, batch_size)
     before = translator(progress)
     with edited(model, params):
         after = translator(progress)
-    changes = _changed_translations(sources, references, before, after, {text.strip() for text in edited_sources})
+    changes = changed_texts(sources, references, before, after, {text.strip() for text in edited_sources})
     metrics = ("not computed: no references", None, None) if references is None else _bleu(references, before, after)
     return Review(
         TRANSLATION,
@@ -74,7 +74,8 @@ def review_translations(
     )
 
 
-def _check_sizes(sources: Sequence[str], references: Sequence[str] | None) -> None:
+def check_sizes(sources: Sequence[str], references: Sequence[str] | None) -> None:
+    """Raises `ValueError` without sources, or if there are references, but not as many."""
     if not sources or (references is not None and len(references) != len(sources)):
         num_references = "no" if references is None else f"{len(references):,}"
         raise ValueError(
@@ -99,13 +100,14 @@ def _build_translator(
     return Translator(model, tokenizer, sources, num_beams=num_beams, batch_size=batch_size, keep_encoded=keep_encoded)
 
 
-def _changed_translations(
+def changed_texts(
     sources: Sequence[str],
     references: Sequence[str] | None,
     before: Sequence[str],
     after: Sequence[str],
     edited_sources: Collection[str],
 ) -> list[Change]:
+    """The outputs that differ, with the sentence's chrF as what was gained."""
     changes = []
     for index, (source, old, new) in enumerate(zip(sources, before, after, strict=True)):
         if old == new:
