@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_edit(commands)
+    _add_terms(commands)
     _add_diff(commands)
     for name, run, text in (
         ("apply", _apply, "write the model with patches applied"),
@@ -101,6 +102,21 @@ def _add_edit(commands) -> None:
     command.add_argument("--encoding", default="xor", help="xor (exact, the default) or bf16 (smaller, rounded)")
 
 
+def _add_terms(commands) -> None:
+    command = _add(commands, "terms", _terms, "edit the model until it uses the terms of a glossary")
+    command.add_argument("model", help="folder or hub id")
+    command.add_argument("glossary", help=".tsv of source term, target term and what that replaces; forms by |")
+    command.add_argument("--corpus", required=True, help="source sentences that use the terms: .txt, .tsv or .jsonl")
+    command.add_argument("-o", "--output", required=True, help="new folder for the patch, or for the patches")
+    command.add_argument("--separate", action="store_true", help="one patch for each term, in place of one for all")
+    _add_inputs(command)
+    command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
+    command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
+    command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
+    command.add_argument("--max_rounds", type=int, default=3, help="edits until checked sentences hold (default 3)")
+    command.add_argument("--num_alternatives", type=int, default=16, help="translations that targets must beat")
+
+
 def _add_diff(commands) -> None:
     command = _add(commands, "diff", _diff, "show what patches change over a regression set")
     command.add_argument("model", help="folder or hub id")
@@ -158,6 +174,23 @@ def _edit(args: argparse.Namespace) -> int:
         outcome.patch.save_pretrained(args.output)
     _print(args, found, _describe_edit(found))
     return 0 if result.success else 1
+
+
+def _terms(args: argparse.Namespace) -> int:
+    from editable_hf import commands
+    from editable_hf.terms.command import describe_terms, patch_glossary
+
+    if Path(args.output).exists():
+        raise ValueError(f"{args.output} is there already; give a new folder.")
+    loaded = commands.load(args.model, inputs=_inputs(args))
+    if not loaded.translates:
+        raise ValueError(f"Expected a model that translates, but {args.model} classifies images; use `edit --image`.")
+    _override(loaded.editor, args)
+    options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
+    parts = (loaded.model, loaded.processor, loaded.editor)
+    found = patch_glossary(*parts, args.glossary, args.corpus, args.output, **options)
+    _print(args, found, describe_terms(found))
+    return 0 if found["patches"] else 1
 
 
 def _override(editor, args: argparse.Namespace) -> None:

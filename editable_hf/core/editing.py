@@ -95,7 +95,10 @@ def edit(
             f"`editor` must be an `Editor`, such as `rmsprop(1e-3)` or what `build()` of a LearnableEditor or of a "
             f"model's own editor returns, got a {type(editor).__name__}."
         )
-    params = _editable_parameters(model := uncompiled(model), layers)
+    check_one_device(model := uncompiled(model))
+    params = select_parameters(model, layers)
+    if isinstance(editor, Editor):
+        _check_floating(model, params)
     functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}

@@ -1,0 +1,1 @@
+"""Glossaries: patches that make a translation model use a term in every sentence."""

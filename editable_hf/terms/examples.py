@@ -1,0 +1,117 @@
+"""Sentences that use a term: some to edit for, some to check an edit with, some that no edit ever sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editable_hf.core.editing import edited
+from editable_hf.evaluation.verified_edit import decode
+from editable_hf.terms.glossary import Term, sentences_with
+
+
+@dataclass(frozen=True)
+class Example:
+    """A source sentence that uses a term, the model's own translation, and the same with the term put right."""
+
+    source: str
+    before: str
+    target: str
+
+
+@dataclass(frozen=True)
+class TermExamples:
+    """The sentences of one term.
+
+    Attributes:
+        term: The term.
+        edit: What to edit for.
+        check: Looked at between rounds of edits; those that fail join the edit.
+        held_out: Never used for an edit, so that the share of right ones speaks of unseen sentences.
+        left_out: How many sentences were not used, by reason.
+    """
+
+    term: Term
+    edit: list[Example]
+    check: list[Example]
+    held_out: list[Example]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ExampleSizes:
+    """How many sentences of a term play each part, at most."""
+
+    edit: int = 4
+    check: int = 6
+    held_out: int = 10
+
+
+def find_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    terms: Sequence[Term],
+    sentences: Sequence[str],
+    *,
+    sizes: ExampleSizes | None = None,
+    prefix: str = "",
+) -> list[TermExamples]:
+    """Finds the sentences of each term, and translates them until there are enough.
+
+    A sentence can be edited for where the model's translation has what the term replaces exactly once. Where the
+    translation is right already, there is nothing to edit, but an edit can spoil it: it is used to check or held out.
+    All others are left out and counted.
+
+    Args:
+        model: The unedited model.
+        tokenizer: Its tokenizer.
+        terms: Of a glossary.
+        sentences: The user's source sentences.
+        sizes: How many sentences of a term to use.
+        prefix: To put before each source.
+    """
+    sizes = sizes or ExampleSizes()
+    return [
+        _examples_of(model, tokenizer, term, found, sizes, prefix)
+        for term, found in zip(terms, sentences_with(terms, sentences), strict=True)
+    ]
+
+
+def _examples_of(model, tokenizer, term: Term, sources: list[str], sizes: ExampleSizes, prefix: str) -> TermExamples:
+    parts: dict[str, list[Example]] = {"edit": [], "check": [], "held_out": []}
+    left_out: Counter[str] = Counter()
+    for number, source in enumerate(sources):
+        free = [name for name, rows in parts.items() if len(rows) < getattr(sizes, name)]
+        if not free:
+            left_out["enough others"] = len(sources) - number
+            break
+        (before,) = translate(model, tokenizer, [prefix + source])
+        right = term.is_right(before)
+        target = before if right else term.put_right(before)
+        if target is None:
+            left_out["cannot be put right safely" if term.replaces else "nothing said to replace"] += 1
+            continue
+        free = [name for name in free if name != "edit" or not right]
+        if not free:
+            left_out["right already"] += 1
+            continue
+        name = min(free, key=lambda each: len(parts[each]) / getattr(sizes, each))
+        parts[name].append(Example(prefix + source, before, target))
+    return TermExamples(term, **parts, left_out=dict(left_out))
+
+
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    params: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """What the model decodes by its own generation config, with edited parameters if given."""
+    with edited(model, params or {}):
+        rows: list[Any] = [decode(model, tokenizer, tokenizer(each, truncation=True)["input_ids"]) for each in sources]
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]

@@ -1,0 +1,173 @@
+"""Glossaries: which word is to become which, read from a file, and when a sentence uses one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from editable_hf.data.text_lines import read_lines
+
+_WORD = re.compile(r"\w+")
+_MARKUP = re.compile(r"<[^<>]*>|&#?\w+;|\{\w*\}|%\w")
+_HEADING = ["source", "target", "replaces"]
+
+# A word is taken for an inflected form of one of at least so many letters if it adds at most so many at its end.
+SHORTEST_STEM, LONGEST_ENDING = 4, 2
+
+
+@dataclass(frozen=True)
+class Term:
+    """One entry of a glossary; each side lists the forms of the term, the base form first.
+
+    Attributes:
+        source: Forms in the source language.
+        target: Forms wanted in the translation.
+        replaces: Forms that the model uses today, one for each of `target`, or any number if `target` has one form;
+            empty if the glossary does not say.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    replaces: tuple[str, ...] = ()
+
+    def in_source(self, sentence: str) -> bool:
+        """Whether a source sentence uses the term, perhaps inflected."""
+        return any(holds_form(sentence, form) for form in self.source)
+
+    def is_right(self, translation: str) -> bool:
+        """Whether a translation uses the term, perhaps inflected, and nothing that it replaces."""
+        replaced = any(_exact(form).search(translation) for form in self.replaces)
+        return not replaced and any(holds_form(translation, form) for form in self.target)
+
+    def put_right(self, translation: str) -> str | None:
+        """The translation with what the term replaces replaced; `None` unless that stands in it exactly once."""
+        places = [
+            (match, self.target[number if len(self.target) > 1 else 0])
+            for number, form in enumerate(self.replaces)
+            for match in _exact(form).finditer(translation)
+        ]
+        if len(places) != 1:
+            return None
+        ((match, form),) = places
+        if match[0][:1].isupper() and not self.replaces[0][:1].isupper():  # as at the beginning of a sentence
+            form = form[:1].upper() + form[1:]
+        return translation[: match.start()] + form + translation[match.end() :]
+
+
+@dataclass(frozen=True)
+class Glossary:
+    """The usable entries of a glossary, and how many lines were left out for which reason."""
+
+    terms: list[Term]
+    left_out: dict[str, int]
+
+
+def read_glossary(path: str | os.PathLike) -> Glossary:
+    """Reads a glossary of tab-separated lines: source term, target term, and perhaps what the target replaces.
+
+    A column may list several forms, separated by `|`. A first line that reads "source", "target" (and "replaces") is
+    a heading. Lines that cannot be used are left out and counted; of terms that contradict each other, all.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not UTF-8, is no `.tsv` file, or no line can be used.
+    """
+    path = Path(path)
+    if path.suffix != ".tsv":
+        raise ValueError(f"Expected a glossary that ends in .tsv, but got {path}; save it as tab-separated text.")
+    lines = read_lines(path)
+    if lines and [cell.strip().lower() for cell in lines[0].split("\t")] in (_HEADING[:2], _HEADING):
+        del lines[0]
+    left_out: Counter[str] = Counter()
+    wanted: defaultdict[str, list[Term]] = defaultdict(list)
+    for line in lines:
+        term = _parse(line)
+        if isinstance(term, str):
+            left_out[term] += 1
+        else:
+            wanted[term.source[0].casefold()].append(term)
+    terms = []
+    for same in wanted.values():
+        if len({term.target for term in same}) > 1:
+            left_out["contradiction"] += len(same)
+            continue
+        terms.append(same[0])
+        if len(same) > 1:
+            left_out["repeated"] += len(same) - 1
+    if not terms:
+        raise ValueError(
+            f"Expected lines of source term, tab and target term in {path}, but none of {len(lines):,} can be used "
+            f"({describe_counts(left_out) or 'it is empty'}); mend the glossary."
+        )
+    return Glossary(terms, dict(left_out))
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """Reasons and how often each was met, in words."""
+    return ", ".join(f"{reason}: {count:,}" for reason, count in counts.items())
+
+
+def holds_form(text: str, form: str) -> bool:
+    """Whether a text has the form as whole words, in any case, or with an ending on the last word.
+
+    The rule: a last word of at least `SHORTEST_STEM` letters may be followed by up to `LONGEST_ENDING` more letters.
+    Other inflections (umlauts, irregular plurals) must be listed.
+    """
+    return _with_ending(form).search(text) is not None
+
+
+def sentences_with(terms: Sequence[Term], sentences: Iterable[str]) -> list[list[str]]:
+    """For each term the distinct sentences that use it, in their order; quick for thousands of terms."""
+    sentences = list(dict.fromkeys(text.strip() for text in sentences if text.strip()))
+    index: defaultdict[str, list[int]] = defaultdict(list)
+    for number, sentence in enumerate(sentences):
+        for word in set(_WORD.findall(sentence.casefold())):
+            for cut in range(min(LONGEST_ENDING, len(word) - 1) + 1):
+                index[word[: len(word) - cut]].append(number)
+    found = []
+    for term in terms:
+        firsts = {_WORD.findall(form.casefold())[0] for form in term.source}
+        numbers = sorted({number for first in firsts for number in index.get(first, ())})
+        found.append([sentences[number] for number in numbers if term.in_source(sentences[number])])
+    return found
+
+
+def _parse(line: str) -> Term | str:
+    """The term of a line, or why there is none."""
+    if not line.strip():
+        return "empty line"
+    cells = [tuple(form.strip() for form in cell.split("|") if form.strip()) for cell in line.split("\t")]
+    if len(cells) == 1:
+        return "no tab"
+    if len(cells) > len(_HEADING):
+        return "too many columns"
+    if not cells[0]:
+        return "empty source"
+    if not cells[1]:
+        return "empty target"
+    if _MARKUP.search(line):
+        return "markup"
+    if not all(_WORD.search(form) for cell in cells for form in cell):
+        return "no word"
+    term = Term(*cells)
+    if len(term.target) > 1 and len(term.replaces) not in (0, len(term.target)):
+        return "not as many forms of what is replaced as of the target"
+    return term
+
+
+def _exact(form: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){_spaced(form)}(?!\w)", re.IGNORECASE)
+
+
+def _with_ending(form: str) -> re.Pattern[str]:
+    last = _WORD.findall(form)[-1]
+    ending = rf"[^\W\d_]{{0,{LONGEST_ENDING}}}" if len(last) >= SHORTEST_STEM else ""
+    return re.compile(rf"(?<!\w){_spaced(form)}{ending}(?!\w)", re.IGNORECASE)
+
+
+def _spaced(form: str) -> str:
+    return r"\s+".join(map(re.escape, form.split()))

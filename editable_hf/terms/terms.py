@@ -1,0 +1,118 @@
+"""Edits that make terms hold in sentences that the edit has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from editable_hf.data.requests import make_edit_requests
+from editable_hf.evaluation.verified_edit import VerifiedEdit
+from editable_hf.patches.patch import Patch
+from editable_hf.patches.sequence import configured_edit, patch_of
+from editable_hf.terms.examples import Example, TermExamples, translate
+from editable_hf.training.editor_config import EditorConfig
+
+
+@dataclass(frozen=True)
+class TermEdit:
+    """One edit for one or several terms.
+
+    Attributes:
+        outcome: Of the last round that reached its goal; `None` if there was no sentence to edit for.
+        examples: With the sentences that joined the edit.
+        states: What holds, for each term, as `patch.json` keeps it under `metrics.terms`.
+        num_rounds: How often sentences were added.
+    """
+
+    outcome: VerifiedEdit | None
+    examples: list[TermExamples]
+    states: list[dict[str, Any]]
+    num_rounds: int
+
+    def patch(self, model: PreTrainedModel, config: EditorConfig, **options: Any) -> Patch | None:
+        """The edit as a patch; `None` if it failed or there was nothing to edit."""
+        if self.outcome is None:
+            return None
+        return patch_of(model, self.outcome, config, metrics={"terms": self.states}, **options)
+
+
+def edit_terms(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[TermExamples],
+    config: EditorConfig,
+    *,
+    max_rounds: int = 3,
+    num_alternatives: int = 16,
+) -> TermEdit:
+    """Edits for all sentences at once, looks at the sentences for checking, adds those that fail, and edits anew.
+
+    The model is left as it was. It ends when all checked sentences are right, an edit fails, or after `max_rounds`;
+    then the sentences that were held out tell how far the terms hold.
+
+    Args:
+        model: An encoder-decoder model.
+        tokenizer: Its tokenizer.
+        examples: From [`find_examples`].
+        config: The editor, its layers and its most steps.
+        max_rounds: Rounds at most.
+        num_alternatives: Translations that each target must beat.
+
+    Raises:
+        ValueError: If `max_rounds` is below 1.
+    """
+    if max_rounds < 1:
+        raise ValueError(f"Expected `max_rounds` of at least 1, got {max_rounds}; give the default of 3, say.")
+    current, outcome, done, num_rounds = list(examples), None, list(examples), 0
+    while num_rounds < max_rounds and any(each.edit for each in current):
+        rows = [row for each in current for row in each.edit]
+        requests = make_edit_requests(
+            model,
+            tokenizer,
+            [row.source for row in rows],
+            targets=[row.target for row in rows],
+            num_alternatives=num_alternatives,
+            progress=None,
+        )
+        num_rounds += 1
+        found = configured_edit(model, tokenizer, list(requests), config, max_rounds=3)
+        if outcome is not None and not found.result.success:
+            break
+        outcome, done = found, current
+        if not found.result.success:
+            break
+        current = [_with_failures(model, tokenizer, each, found.result.params) for each in current]
+        if current == done:
+            break
+    params = outcome.result.params if outcome is not None and outcome.result.success else {}
+    return TermEdit(outcome, done, [_state(model, tokenizer, each, params) for each in done], num_rounds)
+
+
+def _with_failures(model, tokenizer, examples: TermExamples, params) -> TermExamples:
+    """The same examples, where those for checking that fail have joined those to edit for."""
+    outputs = translate(model, tokenizer, [row.source for row in examples.check], params)
+    failed = [row for row, text in zip(examples.check, outputs, strict=True) if not examples.term.is_right(text)]
+    kept = [row for row in examples.check if row not in failed]
+    return replace(examples, edit=[*examples.edit, *failed], check=kept)
+
+
+def _state(model, tokenizer, examples: TermExamples, params) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "source": list(examples.term.source),
+        "target": list(examples.term.target),
+        "replaces": list(examples.term.replaces),
+        "left_out": examples.left_out,
+    }
+    for name, rows in (("edited", examples.edit), ("held_out", examples.held_out)):
+        state[name] = len(rows)
+        state[f"{name}_right_before"] = sum(examples.term.is_right(row.before) for row in rows)
+        state[f"{name}_right"] = _num_right(model, tokenizer, examples, rows, params)
+    return state
+
+
+def _num_right(model, tokenizer, examples: TermExamples, rows: Sequence[Example], params) -> int:
+    outputs = translate(model, tokenizer, [row.source for row in rows], params)
+    return sum(map(examples.term.is_right, outputs))
