@@ -18,6 +18,7 @@ from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.flat import FlatLayout
 from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
 from editable_hf.core.layer_norm import quick_layer_norms
+from editable_hf.core.selection import select_parameters
 from editable_hf.seams.torch_seam import uncompiled
 
 # An editor that takes no gradient steps: `editor(model, constraint, params, max_steps)` returns the parameters that it

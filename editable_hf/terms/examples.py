@@ -113,5 +113,5 @@ def translate(
 ) -> list[str]:
     """What the model decodes by its own generation config, with edited parameters if given."""
     with edited(model, params or {}):
-        rows: list[Any] = [decode(model, tokenizer, tokenizer(each, truncation=True)["input_ids"]) for each in sources]
+        rows: list[Any] = [decode(model, tokenizer, tokenizer(each, truncation=True)) for each in sources]
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
