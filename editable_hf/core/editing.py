@@ -96,10 +96,7 @@ def edit(
             f"`editor` must be an `Editor`, such as `rmsprop(1e-3)` or what `build()` of a LearnableEditor or of a "
             f"model's own editor returns, got a {type(editor).__name__}."
         )
-    check_one_device(model := uncompiled(model))
-    params = select_parameters(model, layers)
-    if isinstance(editor, Editor):
-        _check_floating(model, params)
+    params = _parameters_to_edit(model := uncompiled(model), layers, editor)
     functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
@@ -127,16 +124,19 @@ def check_one_device(model: nn.Module) -> None:
         )
 
 
-def _check_floating(model: nn.Module, params: Params) -> None:
-    """Raises `ValueError` where gradient steps would fail: quantized weights."""
+def _parameters_to_edit(model: nn.Module, layers: str | Iterable[str], editor: AnyEditor) -> Params:
+    """The selected parameters; raises `ValueError` where gradient steps on them would fail."""
+    check_one_device(model)
+    params = select_parameters(model, layers)
     quantized = [name for name, param in params.items() if not param.is_floating_point()]
-    if quantized:
+    if quantized and isinstance(editor, Editor):
         others = [name for name, param in model.named_parameters() if param.is_floating_point()]
         raise ValueError(
             f"{len(quantized)} of the {len(params)} selected parameters are quantized and cannot take small steps, "
             f"such as {quantized[0]} ({params[quantized[0]].dtype}). Load the model unquantized, or edit parameters "
             f"that hold floating-point numbers, for example: {', '.join(others[-3:]) or '(there are none)'}."
         )
+    return params
 
 
 @torch.no_grad()
