@@ -183,7 +183,7 @@ def _terms(args: argparse.Namespace) -> int:
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; give a new folder.")
     loaded = commands.load(args.model, inputs=_inputs(args))
-    if not loaded.translates:
+    if not loaded.model.config.is_encoder_decoder:
         raise ValueError(f"Expected a model that translates, but {args.model} classifies images; use `edit --image`.")
     _override(loaded.editor, args)
     options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
