@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/models.md"
 TEXT, IMAGES = "tests/models/test_seq2seq_models.py", "tests/models/test_image_classifiers.py"
+PROMPTS = "tests/models/test_causal_models.py"
 
 # Headers of the columns, by the test that each cell stands for.
 COLUMNS = {
@@ -18,6 +19,14 @@ COLUMNS = {
         "test_edit": "edit, decode with it",
         "test_feed_forward_part_of_the_last_layer": "`last_decoder_mlp`",
         "test_last_block_and_head": "`last_block`, `head`",
+        "test_training_step_with_replay_is_that_without": "train",
+        "test_saved_and_loaded": "save, load",
+        "test_patch": "patch",
+        "test_review_is_that_of_generating_twice": "`diff`",
+    },
+    PROMPTS: {
+        "test_edit": "edit, decode with it",
+        "test_parts": "`last_decoder_mlp`, `last_block`, `head`",
         "test_training_step_with_replay_is_that_without": "train",
         "test_saved_and_loaded": "save, load",
         "test_patch": "patch",
@@ -41,6 +50,11 @@ ALSO = {
     "MBart": "mBART-50",
     "Marian": "Helsinki-NLP/opus-mt",
     "T5": "FLAN-T5",
+    "gpt_neox": "Pythia",
+    "gemma3_text": "Gemma 3",
+    "llama": "SmolLM2, TinyLlama",
+    "phi": "Phi-2",
+    "qwen2": "Qwen2.5",
 }
 
 Outcomes = Mapping[tuple[str, str, str], bool]

@@ -67,10 +67,13 @@ def review_continuations(
         ERROR_RATE,
         *metrics,
         num_examples=len(prompts),
-        changes=changed_texts(prompts, references, before, after, {text.strip() for text in edited_sources}),
+        changes=changed_texts(prompts, references, before, after, edited_sources, _is_right),
     )
 
 
 def _share_wrong(texts: Sequence[str], references: Sequence[str]) -> float:
-    right = sum(text.strip().startswith(wanted.strip()) for text, wanted in zip(texts, references, strict=True))
-    return 1 - right / len(texts)
+    return 1 - sum(map(_is_right, texts, references)) / len(texts)
+
+
+def _is_right(text: str, reference: str) -> bool:
+    return text.strip().startswith(reference.strip())

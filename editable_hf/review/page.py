@@ -9,7 +9,7 @@ import re
 from importlib.resources import files
 from string import Template
 
-from editable_hf.review.review import BETTER, IMAGE, NEUTRAL, WORSE, Change, Review, exceeds
+from editable_hf.review.review import BETTER, IMAGE, NEUTRAL, TRANSLATION, WORSE, Change, Review, exceeds
 from editable_hf.review.text import format_metric, marked
 from editable_hf.review.words import ADDED, REMOVED
 
@@ -120,7 +120,7 @@ def _badges(review: Review, change: Change) -> str:
         badges.append('<span class="badge edited">what the patch is for</span>')
     if change.effect is not None:
         text = {WORSE: "worse", BETTER: "better", NEUTRAL: "neither"}[change.effect]
-        gain = f" {change.gain:+.1f} chrF" if review.kind != IMAGE else ""
+        gain = f" {change.gain:+.1f} chrF" if review.kind == TRANSLATION else ""
         badges.append(f'<span class="badge {change.effect}">{text}{gain}</span>')
     if review.kind != IMAGE:
         share = f"{change.distance:.0%} of words" if change.distance else "spaces only"

@@ -33,7 +33,7 @@ class Change:
         edited: Whether this is an example that the patch is for.
         distance: How much changed: of translations the [`word_distance`], a fraction; 1 for classes.
         gain: How much better it is: of translations the sentence's chrF against the reference (0-100) after the patch
-            minus before; of images 1 if it is right now, -1 if it was right, else 0; `None` without a reference.
+            minus before; of others 1 if it is right now, -1 if it was right, else 0; `None` without a reference.
         picture: The image as a `data:` URL, `None` for sentences.
     """
 

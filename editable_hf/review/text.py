@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from editable_hf.review.review import BETTER, ERROR_RATE, IMAGE, WORSE, Change, Review, exceeds
+from editable_hf.review.review import BETTER, ERROR_RATE, IMAGE, TRANSLATION, WORSE, Change, Review, exceeds
 from editable_hf.review.words import ADDED, REMOVED, Segment, mark_words
 
 _RED, _GREEN, _BOLD, _DIM, _RESET = "\033[31m", "\033[32m", "\033[1m", "\033[2m", "\033[0m"
@@ -113,7 +113,7 @@ def change_title(review: Review, change: Change) -> str:
     if review.kind != IMAGE:
         parts.append(f"{change.distance:.0%} of the words" if change.distance else "spaces only")
     if change.effect is not None:
-        gain = f" ({change.gain:+.1f} chrF)" if review.kind != IMAGE else ""
+        gain = f" ({change.gain:+.1f} chrF)" if review.kind == TRANSLATION else ""
         parts.append(f"{change.effect}{gain}")
     return ", ".join([*parts, *(["what the patch is for"] if change.edited else [])])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sacrebleu.metrics import CHRF
 from torch import Tensor
@@ -60,7 +60,7 @@ def review_translations(
     before = translator(progress)
     with edited(model, params):
         after = translator(progress)
-    changes = changed_texts(sources, references, before, after, {text.strip() for text in edited_sources})
+    changes = changed_texts(sources, references, before, after, edited_sources, _chrf)
     metrics = ("not computed: no references", None, None) if references is None else _bleu(references, before, after)
     return Review(
         TRANSLATION,
@@ -106,9 +106,10 @@ def changed_texts(
     before: Sequence[str],
     after: Sequence[str],
     edited_sources: Collection[str],
+    score: Callable[[str, str], float],
 ) -> list[Change]:
-    """The outputs that differ, with the sentence's chrF as what was gained."""
-    changes = []
+    """The outputs that differ; what is gained is by the score of an output against its reference."""
+    changes, edited = [], {text.strip() for text in edited_sources}
     for index, (source, old, new) in enumerate(zip(sources, before, after, strict=True)):
         if old == new:
             continue
@@ -120,9 +121,9 @@ def changed_texts(
                 reference,
                 old,
                 new,
-                edited=source.strip() in edited_sources,
+                edited=source.strip() in edited,
                 distance=word_distance(old, new),
-                gain=None if reference is None else _chrf(new, reference) - _chrf(old, reference),
+                gain=None if reference is None else score(new, reference) - score(old, reference),
             )
         )
     return sorted_changes(changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from causal_models import CAUSAL_MODELS, causal_model
+from causal_models import causal_model
 
 from editable_hf import ContinuationConstraint, JointConstraint, edit, edited, rmsprop, select_parameters
 from editable_hf.core.editing import constraint_value
@@ -24,7 +24,7 @@ def log_probability(model, ids):
     return total
 
 
-@pytest.mark.parametrize("name", CAUSAL_MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "bloom"])
 def test_value_is_that_of_token_after_token(name):
     model = causal_model(name).double()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_value_is_that_of_token_after_token(name):
     assert constraint_value(model, constraint()) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", CAUSAL_MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "bloom"])
 @pytest.mark.parametrize("layers", ["last_decoder_mlp", "last_decoder_layer", "last_block"])
 def test_an_edit_succeeds_and_can_be_taken_back(name, layers):
     model = causal_model(name)

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from causal_models import causal_model
 
 import editable_hf
 from editable_hf import edit, edited
@@ -45,6 +46,16 @@ def test_model_is_edited_as_the_page_says(page, translator_folder):
     )
     names = {}
     exec(code, names)
+    assert names["result"].num_steps > 0 and names["output"].shape[0] == 1
+
+
+def test_causal_model_is_edited_as_the_page_says(tokenizer, tmp_path):
+    (code,) = (code for page, code in EXAMPLES if page == "edit.md" and "AutoModelForCausalLM" in code)
+    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code = code.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tmp_path)).replace(" Vaiaku", "house")
+    names = {}
+    exec(code.replace("The capital of Tuvalu is", "the dog sees the"), names)
     assert names["result"].num_steps > 0 and names["output"].shape[0] == 1
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import image_models
 import pytest
 import seq2seq_models
-from models_page import COLUMNS, IMAGES, PAGE, TEXT, format_table, with_tables
+from causal_models import CAUSAL_MODELS
+from models_page import COLUMNS, IMAGES, PAGE, PROMPTS, TEXT, format_table, with_tables
 
-NAMES = {TEXT: seq2seq_models.build_seq2seq_models(), IMAGES: image_models.build_image_models()}
+NAMES = {
+    TEXT: seq2seq_models.build_seq2seq_models(),
+    PROMPTS: CAUSAL_MODELS,
+    IMAGES: image_models.build_image_models(),
+}
 ALL_PASS = {(file, test, name): True for file in COLUMNS for test in COLUMNS[file] for name in NAMES[file]}
 
 

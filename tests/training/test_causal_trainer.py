@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from causal_models import CAUSAL_MODELS, causal_model
+from causal_models import causal_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -36,7 +36,7 @@ def batch():
     return {**rows, "labels": rows["input_ids"]}
 
 
-@pytest.mark.parametrize("name", CAUSAL_MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "bloom"])
 def test_gradients_are_those_without_replay(tmp_path, name):
     gradients = []
     for replay in (True, False):

@@ -1,0 +1,149 @@
+"""Every kind of causal language model can be edited, trained to be editable, and patched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from causal_models import CAUSAL_MODELS, causal_model
+from seq2seq_models import NumberTokenizer
+from transformers import AutoModelForCausalLM
+
+from editable_hf import (
+    EditableCausalLMTrainer,
+    EditableCausalLMTrainingArguments,
+    EditorConfig,
+    edit,
+    edited,
+    request_constraint,
+    rmsprop,
+    select_parameters,
+)
+from editable_hf.patches import Patch, apply_patches, revert_patches
+from editable_hf.review.continuations import review_continuations
+
+LAYERS = "last_decoder_mlp"
+REQUEST = {"input_ids": [5, 6, 7], "labels": [10, 11, 2], "alternatives": [[12, 2], [13], [14, 15, 16, 17]]}
+BATCH = {
+    "input_ids": torch.tensor([[5, 6, 7, 2], [8, 9, 10, 2]]),
+    "attention_mask": torch.ones(2, 4, dtype=torch.long),
+    "labels": torch.tensor([[-100, 6, 7, 2], [8, 9, 10, 2]]),
+}
+# No part of these is computed in single precision where the weights are in double.
+EXACT = {"biogpt", "codegen", "falcon", "gpt2", "gpt_neox", "gptj", "opt", "phi", "stablelm", "starcoder2"}
+FLOAT32 = {"bloom", "mixtral", "qwen2_moe", "xglm"}  # run in single precision alone
+
+every_model = pytest.mark.parametrize("name", sorted(CAUSAL_MODELS))
+
+
+def build(name):
+    """The model, and how far two ways to the same number may be apart."""
+    model = causal_model(name)
+    return (model if name in FLOAT32 else model.double()), 1e-9 if name in EXACT else 2e-4
+
+
+@every_model
+def test_edit(name):
+    model, tolerance = build(name)
+    constraint = request_constraint(REQUEST, model)
+    first, second = (edit(model, constraint, rmsprop(1e-2), LAYERS, 3, replay=replay) for replay in (True, False))
+    assert first.num_steps > 0 and first.failure is None and first.history[-1] < first.history[0]
+    torch.testing.assert_close(first.history, second.history, rtol=tolerance, atol=tolerance)
+    prompt = torch.tensor([REQUEST["input_ids"]])
+    with edited(model, first):
+        model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, num_beams=2)
+
+
+@every_model
+def test_parts(name):
+    model, _ = build(name)
+    layer, block, part = (select_parameters(model, each) for each in ("last_decoder_layer", "last_block", LAYERS))
+    assert layer.keys() == block.keys() and 0 < len(part) < len(layer) and part.keys() < layer.keys()
+    assert all(".1." in key for key in layer), "of the two layers the second"
+    assert not [key for key in part if "attention" in key.lower() or "attn" in key.lower()]
+    (head,) = (value for key, value in select_parameters(model, "head").items() if value.dim() == 2)
+    assert head is model.get_output_embeddings().weight
+
+
+def trained(name, replay, folder):
+    """The trainer after one step of Editable Training."""
+    model, tolerance = build(name)
+    args = EditableCausalLMTrainingArguments(
+        str(folder), edit_learning_rate=1e-3, edit_max_steps=2, replay=replay, reuse_base_forward=replay, report_to=[],
+        use_cpu=True,
+    )  # fmt: skip
+    trainer = EditableCausalLMTrainer(
+        model, args, train_dataset=[0], edit_dataset=[REQUEST], data_collator=lambda rows: rows
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.training_step(model, dict(BATCH))
+    return trainer, tolerance
+
+
+@every_model
+def test_training_step_with_replay_is_that_without(name, tmp_path):
+    (first, tolerance), (second, _) = (trained(name, replay, tmp_path) for replay in (True, False))
+    first, second = (
+        {key: value.grad for key, value in trainer.model.named_parameters() if value.grad is not None}
+        for trainer in (first, second)
+    )
+    assert first.keys() == second.keys() and any(grad.abs().sum() > 0 for grad in first.values())
+    for key, grad in first.items():
+        assert grad.isfinite().all(), key
+        torch.testing.assert_close(grad, second[key], rtol=tolerance, atol=tolerance, msg=key)
+
+
+@every_model
+def test_saved_and_loaded(name, tmp_path):
+    trainer, tolerance = trained(name, True, tmp_path / "run")
+    trainer.save_model(str(tmp_path / "model"))
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert EditorConfig.from_pretrained(tmp_path / "model").layers == [LAYERS]
+    model, loaded = trainer.model.eval(), loaded.to(trainer.model.dtype).eval()
+    own, ours = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert own.keys() - ours.keys() == {key for key in own if key.startswith("editor.")} and ours.keys() <= own.keys()
+    assert all(torch.equal(value, own[key]) for key, value in ours.items())
+    with torch.no_grad():
+        expected, logits = (each(input_ids=BATCH["input_ids"]).logits for each in (model, loaded))
+    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+
+
+@every_model
+def test_patch(name, tmp_path):
+    model, _ = build(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = edit(model, request_constraint(REQUEST, model), rmsprop(1e-2), LAYERS, 3)
+    patch = Patch.from_edit(model, result, request=REQUEST, editor=EditorConfig(), layers=LAYERS)
+    patch.save_pretrained(tmp_path / "patch")
+    apply_patches(model, [str(tmp_path / "patch")])
+    own = dict(model.named_parameters())
+    assert all(torch.equal(own[key], value) for key, value in result.params.items())
+    revert_patches(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+PROMPTS = ["5 6 7 8", "9 5", "12 13 14 15 16"]
+
+
+@every_model
+def test_review_is_that_of_generating_twice(name):
+    model, _ = build(name)
+    tokenizer = NumberTokenizer(model.config)
+    result = edit(model, request_constraint(REQUEST, model), rmsprop(0.3), LAYERS, 3)
+
+    def continuations():
+        texts = []
+        for ids in tokenizer(PROMPTS)["input_ids"]:
+            prompt = torch.tensor([ids])
+            (row,) = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8)
+            texts.append(tokenizer.decode(row[len(ids) :], skip_special_tokens=True))
+        return texts
+
+    before = continuations()
+    with edited(model, result):
+        after = continuations()
+    changed = [index for index, text in enumerate(before) if text != after[index]]
+    review = review_continuations(model, tokenizer, result.params, PROMPTS, PROMPTS, max_new_tokens=8)
+    assert changed and sorted(change.index for change in review.changes) == changed
+    assert {c.index: (c.before, c.after) for c in review.changes} == {i: (before[i], after[i]) for i in changed}
