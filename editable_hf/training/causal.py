@@ -19,7 +19,7 @@ from editable_hf.training.mixin import EditableTrainerMixin
 from editable_hf.training.token_losses import TokenLosses
 
 
-class EditableCausalLMTrainer(TokenLosses, WholeCheckpoints, EditableTrainerMixin, Trainer):
+class EditableCausalLMTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixin, Trainer):
     """`Trainer` that trains a language model so that a few gradient steps on a few layers change one answer.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2; the

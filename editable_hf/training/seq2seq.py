@@ -23,7 +23,7 @@ from editable_hf.training.mixin import EditableTrainerMixin
 from editable_hf.training.token_losses import TokenLosses
 
 
-class EditableSeq2SeqTrainer(TokenLosses, WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrainer):
+class EditableSeq2SeqTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` that trains a model so that a few gradient steps on a few layers fix a given mistake.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The

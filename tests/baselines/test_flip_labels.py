@@ -106,5 +106,5 @@ def test_what_flip_labels_does_not_edit(references, queries):
 
 
 def test_gradient_editors_are_not_for_labels(references, queries):
-    with pytest.raises(RuntimeError, match="floating point"):
+    with pytest.raises(ValueError, match="labels .torch.int64.*floating-point"):
         edit(build(references), constraint(queries[0], 3), gd(1e-2), "labels")

@@ -19,8 +19,8 @@ from tiny_models import marian_config
 from transformers import MarianMTModel
 
 from editable_hf import EditableSeq2SeqTrainer, EditableSeq2SeqTrainingArguments, edit, request_constraint, rmsprop
-from editable_hf.data.requests import draw_requests
 from editable_hf.launch import launched_processes
+from editable_hf.training.request_order import draw_requests
 
 MICRO_BATCHES, NUM_ROWS = 6, 24
 SETUPS = {

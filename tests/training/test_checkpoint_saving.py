@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tiny_models import marian_config
 from transformers import MarianMTModel, Trainer, TrainerCallback, TrainingArguments
 
-from editable_hf import EditableImageTrainer, EditableSeq2SeqTrainer
+from editable_hf import EditableCausalLMTrainer, EditableImageTrainer, EditableSeq2SeqTrainer
 from editable_hf.training.checkpoints import (
     WholeCheckpoints,
     last_whole_checkpoint,
@@ -207,6 +207,6 @@ def test_checkpoint_that_was_cut_short_is_not_resumed_from(tmp_path, state):
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-@pytest.mark.parametrize("kind", [EditableSeq2SeqTrainer, EditableImageTrainer])
+@pytest.mark.parametrize("kind", [EditableSeq2SeqTrainer, EditableCausalLMTrainer, EditableImageTrainer])
 def test_editable_trainers_save_so(kind):
     assert kind.__mro__[1] is WholeCheckpoints  # before the mixin, whose file belongs to the checkpoint
