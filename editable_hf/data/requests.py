@@ -269,6 +269,8 @@ def read_edit_requests(
 ) -> Dataset:
     """Reads a user's own requests from JSONL, one `{"source": ..., "target": ...}` a line, and adds alternatives.
 
+    `"prompt"` may stand for `"source"`, and does in requests of decoder-only models.
+
     Args:
         path: The file, UTF-8.
         model: The model that is going to be edited; it proposes the alternatives.
@@ -294,10 +296,12 @@ def read_corrections(path: str | os.PathLike) -> list[tuple[str, str]]:
             continue
         try:
             record = parse_json(line)
-            source, target = record["source"], record["target"]
-        except (ValueError, KeyError, TypeError) as error:
+            (kind,) = {"source", "prompt"} & record.keys()
+            source, target = record[kind], record["target"]
+        except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(
-                f'{path}, line {number}: expected {{"source": "...", "target": "..."}}, got {line[:60]!r}.'
+                f'{path}, line {number}: expected {{"source": "...", "target": "..."}} (or "prompt" for "source"), '
+                f"got {line[:60]!r}."
             ) from error
         if not isinstance(source, str) or not isinstance(target, str):
             raise ValueError(f"{path}, line {number}: `source` and `target` must be strings, got {line[:60]!r}.")

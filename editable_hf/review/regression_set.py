@@ -78,9 +78,10 @@ def _parse_json(line: str) -> tuple[str, str | None]:
         row = parse_json(line)
     except ValueError as error:
         raise _LineError("a JSON object", f"{_shortened(line)} ({error})") from error
-    source = row.get("source") if isinstance(row, dict) else None
-    if not isinstance(source, str):
-        raise _LineError('a JSON object with the text "source"', _shortened(line))
+    texts = [row[kind] for kind in ("source", "prompt") if kind in row] if isinstance(row, dict) else []
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise _LineError('a JSON object with the text "source" (or "prompt")', _shortened(line))
+    (source,) = texts
     target = row.get("target")
     if target is not None and not isinstance(target, str):
         raise _LineError('a text as "target"', _shortened(json.dumps(target)))
