@@ -73,7 +73,17 @@ class EditableArguments:
         },
     )
     edits_per_step: int = field(
-        default=1, metadata={"help": "Edit requests drawn for each batch on each process; their terms are averaged."}
+        default=1,
+        metadata={
+            "help": "Edits made for each batch on each process, each of a request drawn; their terms are averaged."
+        },
+    )
+    edits_at_once: int = field(
+        default=1,
+        metadata={
+            "help": "Requests that one edit satisfies together (JointConstraint), for models that are to be patched "
+            "with many at once. Each of the `edits_per_step` edits then draws as many."
+        },
     )
     # Speed
     replay: bool = field(
@@ -102,7 +112,7 @@ class EditableArguments:
         for name in ("edit_coef", "locality_coef", "hyperparameter_learning_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
-        for name in ("edit_max_steps", "edits_per_step"):
+        for name in ("edit_max_steps", "edits_per_step", "edits_at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         if not self.edit_layers:

@@ -55,6 +55,8 @@ def _check_own_editor(model: PreTrainedModel, args: EditableArguments) -> None:
         raise ValueError(
             f"A {kind} is edited by its own editor: expected `edit_layers` {layers}, got {args.edit_layers}."
         )
+    if args.edits_at_once != 1:
+        raise ValueError(f"A {kind} is edited for one request at a time: expected `edits_at_once` 1.")
     # Not `edit_max_steps`, an upper bound: these editors take fewer.
     names = ("editor", "edit_learning_rate", "learn_edit_learning_rate")
     given = [each.name for each in fields(args) if each.name in names and getattr(args, each.name) != each.default]

@@ -26,14 +26,17 @@ class FiniteNumbers(TrainerCallback):
         self._terms = terms
         self._requests: list[Any] = []
 
-    def check_edits(self, results: Sequence[EditResult], requests: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Raises `FloatingPointError`, naming update `step` and the request, where an edit met NaN or infinity."""
-        self._requests += [request.get("id") for request in requests]
-        for result, request in zip(results, requests, strict=True):
+    def check_edits(
+        self, results: Sequence[EditResult], groups: Sequence[Sequence[Mapping[str, Any]]], step: int
+    ) -> None:
+        """Raises `FloatingPointError`, naming update `step` and the requests, where an edit met NaN or infinity."""
+        self._requests += [request.get("id") for group in groups for request in group]
+        for result, group in zip(results, groups, strict=True):
             if result.failure is not None:
+                ids = " and ".join(str(request.get("id")) for request in group)
                 raise FloatingPointError(
-                    f"The edit for request {request.get('id')} failed in update {step + 1}: {result.failure}. Look "
-                    "at that request and at the batch of this update, or lower `edit_learning_rate`."
+                    f"The edit for request {ids} failed in update {step + 1}: {result.failure}. Look at that request "
+                    "and at the batch of this update, or lower `edit_learning_rate`."
                 )
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:

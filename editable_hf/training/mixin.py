@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editable_hf.core.constraints import JointConstraint
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.losses import edit_loss, objective
 from editable_hf.models.position_tables import freeze_position_tables
@@ -85,10 +86,10 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         graph, and DDP averages all gradients because one forward went through the wrapper.
         """
         args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
-        requests, layers = self._draw(), self.edit_parameters
+        groups, layers = self._grouped(self._draw()), self.edit_parameters
         options = {"layers": layers, "max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
-        results = [edit(self.model, self.request_constraint(each), editor.build(), **options) for each in requests]
-        self._finite.check_edits(results, requests, self.state.global_step)
+        results = [edit(self.model, self._constraint(group), editor.build(), **options) for group in groups]
+        self._finite.check_edits(results, groups, self.state.global_step)
         edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.
         moved = [result.params for result in results if result.num_steps > 0]
@@ -100,6 +101,15 @@ class EditableTrainerMixin(TrainerHooks, ABC):
 
     def _draw(self) -> list[Mapping[str, Any]]:
         return [{"id": row, **self.edit_dataset[row]} for row in self._order.rows(self.state.global_step)]
+
+    def _grouped(self, requests: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+        """The requests of each edit."""
+        size = self.args.edits_at_once
+        return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+    def _constraint(self, requests: list[Mapping[str, Any]]) -> Constraint:
+        constraints = [self.request_constraint(each) for each in requests]
+        return constraints[0] if len(constraints) == 1 else JointConstraint(constraints)
 
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:

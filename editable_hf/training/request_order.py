@@ -27,7 +27,7 @@ class RequestOrder:
 
     Args:
         num_requests: Size of the request dataset.
-        args: Gives `edits_per_step`, the accumulation, the processes and the seed of the permutations.
+        args: Gives `edits_per_step`, `edits_at_once`, the accumulation, the processes and the permutations' seed.
         endless: See [`draw_requests`].
     """
 
@@ -41,5 +41,5 @@ class RequestOrder:
         self._step = step
         args = self.args
         batch = (step * args.gradient_accumulation_steps + self._micro_batch) * args.world_size + args.process_index
-        first = batch * args.edits_per_step
-        return draw_requests(self.num_requests, first, args.edits_per_step, args.seed, self.endless)
+        count = args.edits_per_step * args.edits_at_once
+        return draw_requests(self.num_requests, batch * count, count, args.seed, self.endless)

@@ -12,8 +12,10 @@ from editable_hf import (
     EditableCausalLMTrainer,
     EditableCausalLMTrainingArguments,
     EditorConfig,
+    JointConstraint,
     edit,
     request_constraint,
+    rmsprop,
 )
 
 ROWS = [{"input_ids": [3 + i, 4 + i, 9, 7 + i], "attention_mask": [1] * 4} for i in range(8)]
@@ -119,3 +121,24 @@ def test_distillation_starts_at_nothing(tmp_path):
 def test_an_encoder_decoder_is_refused(tmp_path, tiny_marian):
     with pytest.raises(TypeError, match="Expected a decoder-only language model .* got MarianMTModel"):
         make_trainer(tiny_marian, tmp_path, edit_layers=["last_decoder_layer"])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_edit_term_is_that_of_edits_for_so_many_requests_at_once(tmp_path, size):
+    hard = [{**each, "labels": [30 + i, 2]} for i, each in enumerate(REQUESTS)]
+    options = {"edits_per_step": 4 // size, "edits_at_once": size, "edit_max_steps": 1, "edit_learning_rate": 1e-4}
+    model = causal_model("gpt2").double()
+    trainer = make_trainer(model, tmp_path, edit_dataset=hard, locality_coef=0.0, edit_coef=1.0, **options)
+    trainer.current_gradient_accumulation_steps = 1
+    with torch.no_grad():
+        base = trainer.compute_loss(model.eval(), batch()).item()
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(trainer.args.seed)).tolist()
+    groups = [order[start : start + size] for start in range(0, 4, size)]
+    losses = []
+    for group in groups:
+        constraints = [request_constraint(hard[row], model) for row in group]
+        result = edit(model, JointConstraint(constraints), rmsprop(1e-4), "last_decoder_mlp", 1)
+        losses.append(max(0.0, float(result.loss)))
+    assert max(losses) > 0
+    total = trainer.compute_loss(model.train(), batch()).item()
+    assert total == pytest.approx(base + sum(losses) / len(losses), rel=1e-6)

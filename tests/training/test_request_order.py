@@ -11,6 +11,7 @@ def order(num_requests=24, rank=0, world_size=1, accumulation=1, edits_per_step=
         world_size=world_size,
         gradient_accumulation_steps=accumulation,
         edits_per_step=edits_per_step,
+        edits_at_once=1,
         seed=5,
     )
     return RequestOrder(num_requests, args)
