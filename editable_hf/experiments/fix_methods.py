@@ -101,7 +101,7 @@ def by_fine_tuning(model, tokenizer, layers: str, max_steps: int, request: Reque
     inputs = {key: torch.tensor([ids], device=model.device) for key, ids in rows.items()}
 
     def holds(tuned: PreTrainedModel) -> bool:
-        return decode(tuned, tokenizer, request["input_ids"]) == list(request["labels"])
+        return decode(tuned, tokenizer, request) == list(request["labels"])
 
     how = {"learning_rate": learning_rate, "max_steps": max_steps}
     return fine_tune(model, inputs, holds, layers=layers, **how).params
