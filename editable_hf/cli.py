@@ -184,7 +184,10 @@ def _terms(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.output} is there already; give a new folder.")
     loaded = commands.load(args.model, inputs=_inputs(args))
     if not loaded.model.config.is_encoder_decoder:
-        raise ValueError(f"Expected a model that translates, but {args.model} classifies images; use `edit --image`.")
+        raise ValueError(
+            f"Expected an encoder-decoder model that translates, but {args.model} is a {type(loaded.model).__name__}; "
+            "use `editable-hf edit`."
+        )
     _override(loaded.editor, args)
     options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
     parts = (loaded.model, loaded.processor, loaded.editor)

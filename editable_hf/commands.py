@@ -23,8 +23,8 @@ from transformers import (
 import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, constraint_value, edit
-from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, LAST_DECODER_MLP, num_chains
-from editable_hf.data.continuations import is_decoder_only
+from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, LAST_DECODER_MLP, is_decoder_only, num_chains
+from editable_hf.data.continuations import check_decoder_only
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
@@ -44,9 +44,13 @@ class Loaded(NamedTuple):
 
     model: PreTrainedModel
     processor: Any
-    writes: bool
     editor: EditorConfig
     trained_editable: bool
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes text; the others classify images."""
+        return self.model.can_generate()
 
 
 def load(
@@ -83,13 +87,14 @@ def load(
         processor = AutoImageProcessor.from_pretrained(name)
     elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         model = AutoModelForCausalLM.from_pretrained(name)
+        check_decoder_only(model)
         processor = AutoTokenizer.from_pretrained(name)
     else:
         raise ValueError(
             f"{name} is a {config.model_type} model; encoder-decoder models, causal language models and image "
             "classifiers are edited."
         )
-    found, writes = EditorConfig.find(name), model.can_generate()
+    found = EditorConfig.find(name)
     layers = [_part_to_edit(model)]
     editor = found or EditorConfig(layers=layers)
     chosen = [each if isinstance(each, Patch) else Patch.from_pretrained(each) for each in patches]
@@ -100,7 +105,7 @@ def load(
         if config.is_encoder_decoder:
             set_languages(model, processor, *(editor.inputs.get(key) for key in ("source_lang", "target_lang")))
     model = apply_patches(model.to(device).eval(), chosen)
-    return Loaded(model, processor, writes, editor, found is not None)
+    return Loaded(model, processor, editor, found is not None)
 
 
 def _part_to_edit(model: PreTrainedModel) -> str:

@@ -107,19 +107,11 @@ class SequenceConstraint:
             ValueError: If the target is empty or too long, or no alternative is left.
         """
         target = list(target)
-        if not target:
-            raise ValueError("The edit's target is empty: give at least one token (its end of sequence included).")
         if max_length is not None and len(target) > max_length:
             raise ValueError(
                 f"The edit's target has {len(target)} tokens, but the model decodes at most {max_length}; shorten it."
             )
-        distinct = dict.fromkeys(tuple(ids)[:max_length] for ids in alternatives)
-        rows = [target, *(list(ids) for ids in distinct if ids and list(ids) != target)]
-        if len(rows) == 1:
-            raise ValueError(
-                f"No alternative differs from the target ({len(alternatives)} given): the constraint would compare "
-                "the target with nothing. Generate alternatives with beam search (`editable_hf.data.requests`)."
-            )
+        rows = distinct_rows(target, [list(ids)[:max_length] for ids in alternatives])
         length = max(map(len, rows))
         labels = [ids + [IGNORE_INDEX] * (length - len(ids)) for ids in rows]
         prefixes = [[decoder_start_token_id, *ids, *[pad_token_id] * (length - len(ids))][:length] for ids in rows]
@@ -181,9 +173,9 @@ class SequenceConstraint:
         logits = model(params, **rows.inputs).logits
         weights, target_and_one = model.once(("weights", *key), lambda: self._weights(rows.labels, logits))
         with torch.no_grad():
-            scores = (_losses(logits, rows.labels) * weights).sum(1)
+            scores = (token_losses(logits, rows.labels) * weights).sum(1)
             pair = target_and_one.addcmul(target_and_one, scores[1:].argmax())  # 0, and where the largest score is
-        return torch.dot(_losses(logits[pair], rows.labels[pair]).flatten(), weights[pair].flatten())
+        return torch.dot(token_losses(logits[pair], rows.labels[pair]).flatten(), weights[pair].flatten())
 
     def _weights(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """What the loss of each token counts in `l_e`, `(num_rows, length)`, and the numbers 0 and 1."""
@@ -237,7 +229,25 @@ class JointConstraint:
         return values[int(torch.stack(values).detach().argmax())]
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+def distinct_rows(target: Sequence[int], alternatives: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The target and the alternatives that differ from it, each once.
+
+    Raises:
+        ValueError: If the target is empty, or no alternative is left.
+    """
+    if not target:
+        raise ValueError("The edit's target is empty: give at least one token (an end of sequence included).")
+    distinct = dict.fromkeys(map(tuple, alternatives))
+    rows = [list(target), *(list(ids) for ids in distinct if ids and list(ids) != list(target))]
+    if len(rows) == 1:
+        raise ValueError(
+            f"No alternative differs from the target ({len(alternatives)} given): the constraint would compare the "
+            "target with nothing. Generate alternatives with beam search (`make_edit_requests`)."
+        )
+    return rows
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the log-probability of each token, `(num_rows, length)`; 0 where padded."""
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from editable_hf.core.constraints import IGNORE_INDEX
+from editable_hf.core.constraints import IGNORE_INDEX, distinct_rows, token_losses
 from editable_hf.core.functional import FunctionalModel
 
 
@@ -55,17 +55,10 @@ class ContinuationConstraint:
         Raises:
             ValueError: If the prompt or the target is empty, a row is too long, or no alternative is left.
         """
-        prompt, target = list(prompt), list(target)
-        if not prompt or not target:
-            empty = "prompt" if not prompt else "target"
-            raise ValueError(f"The edit's {empty} is empty: give at least one token.")
-        distinct = dict.fromkeys(map(tuple, alternatives))
-        rows = [target, *(list(ids) for ids in distinct if ids and list(ids) != target)]
-        if len(rows) == 1:
-            raise ValueError(
-                f"No alternative differs from the target ({len(alternatives)} given): the constraint would compare "
-                "the target with nothing. Give the answer that the model has now, or let beam search find some."
-            )
+        prompt = list(prompt)
+        if not prompt:
+            raise ValueError("The edit's prompt is empty: give at least one token.")
+        rows = distinct_rows(target, alternatives)
         length = len(prompt) + max(map(len, rows))
         if max_length is not None and length > max_length:
             raise ValueError(
@@ -85,7 +78,8 @@ class ContinuationConstraint:
         if len(self.labels) > 2:  # only the target and the alternative that attains the maximum have a gradient
             with torch.no_grad():
                 binding += int(self.scores(model, params)[1:].argmax())
-        pair = model.once(("pair", id(self), binding), lambda: self._rows([0, binding]))
+        # With `self`, whose id no other constraint may get while the pair is found by it.
+        pair, _ = model.once(("pair", id(self), binding), lambda: (self._rows([0, binding]), self))
         target, alternative = pair.scores(model, params)
         return alternative - target
 
@@ -100,12 +94,12 @@ class ContinuationConstraint:
             `(1 + num_alternatives,)`, nats.
         """
         logits = model(params, input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
-        first = int((self.labels != IGNORE_INDEX).any(0).to(torch.uint8).argmax())
-        labels = self.labels[:, first:]
-        losses = F.cross_entropy(
-            logits[:, first - 1 : -1].transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX
-        )
-        return -losses.sum(1)
+        first = self._prompt_length
+        return -token_losses(logits[:, first - 1 : -1], self.labels[:, first:]).sum(1)
+
+    @cached_property
+    def _prompt_length(self) -> int:  # looked at once: a GPU waits for it
+        return int((self.labels[0] == IGNORE_INDEX).to(torch.uint8).argmin())
 
     def _rows(self, rows: list[int]) -> ContinuationConstraint:
         """Some of the continuations, without columns that are padding in all of them."""

@@ -55,7 +55,7 @@ def last_decoder_layer(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and "decoder" in name.split(".") and len(module) > 0:
             return f"{name}.{len(module) - 1}"
-    if _is_decoder_only(model):
+    if is_decoder_only(model):
         *_, layers = _outermost_lists(model)
         return f"{layers}.{len(model.get_submodule(layers)) - 1}"
     raise ValueError(
@@ -64,7 +64,8 @@ def last_decoder_layer(model: nn.Module) -> str:
     )
 
 
-def _is_decoder_only(model: nn.Module) -> bool:
+def is_decoder_only(model: nn.Module) -> bool:
+    """Whether `model` continues a prompt: a causal language model, no encoder-decoder and no image classifier."""
     generates = hasattr(model, "can_generate") and model.can_generate()
     return generates and not model.config.is_encoder_decoder
 

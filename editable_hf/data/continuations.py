@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.continuations import ContinuationConstraint
 from editable_hf.core.functional import eval_mode
-from editable_hf.models.beam_search import batches_by_length
-
-
-def is_decoder_only(model: PreTrainedModel) -> bool:
-    """Whether `model` continues a prompt: a causal language model, no encoder-decoder."""
-    return not model.config.is_encoder_decoder and model.can_generate()
+from editable_hf.core.parts import is_decoder_only
+from editable_hf.models.beam_search import batches_by_length, up_to_end
 
 
 def check_decoder_only(model: PreTrainedModel) -> None:
     """Refuses a model that does not continue a prompt.
 
     Raises:
-        TypeError: For an encoder-decoder, or a model that cannot generate.
+        TypeError: For an encoder-decoder, a model that cannot generate, or one that sees what comes after a token.
     """
+    config = model.config
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise TypeError(
+            f"Expected a causal language model, got {type(model).__name__} of a {config.model_type} whose tokens see "
+            "those after them; load one that was trained to continue text, with `is_decoder=True`."
+        )
     if not is_decoder_only(model):
         raise TypeError(
             f"Expected a decoder-only language model (GPT-2, Llama, Qwen, ...), got {type(model).__name__}; load one "
@@ -35,6 +37,7 @@ def check_decoder_only(model: PreTrainedModel) -> None:
 
 def continuation_constraint(request: Mapping[str, Any], model: PreTrainedModel) -> ContinuationConstraint:
     """The constraint of a request whose source is a prompt; see [`request_constraint`]."""
+    check_decoder_only(model)
     return ContinuationConstraint.from_ids(
         request["input_ids"],
         request["labels"],
@@ -95,7 +98,7 @@ def _generate(
     )
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
-    return [_up_to_end(row, ends) for row in output[:, inputs.shape[1] :].tolist()]
+    return [up_to_end(row, ends) for row in output[:, inputs.shape[1] :].tolist()]
 
 
 def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -110,8 +113,3 @@ def _left_padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> t
 def _padding(model: PreTrainedModel) -> int:
     """The padding token, or any where the model has none: it is masked, and stands behind the end of a row."""
     return 0 if model.config.pad_token_id is None else model.config.pad_token_id
-
-
-def _up_to_end(ids: list[int], ends: Iterable[int | None]) -> list[int]:
-    end = next((position for position, token in enumerate(ids) if token in ends), len(ids))
-    return ids[: end + 1]

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editable_hf.core.constraints import SequenceConstraint
 from editable_hf.core.continuations import ContinuationConstraint
 from editable_hf.core.functional import eval_mode
-from editable_hf.data.continuations import beams_after_prompt, continuation_constraint, is_decoder_only
+from editable_hf.core.parts import is_decoder_only
+from editable_hf.data.continuations import beams_after_prompt, check_decoder_only, continuation_constraint
 from editable_hf.data.json_fields import parse_json
 from editable_hf.data.text_lines import decode_lines
 from editable_hf.models.beam_search import (
@@ -30,6 +31,7 @@ from editable_hf.models.beam_search import (
     check_source_lengths,
     longest_decodable,
     translation_limit,
+    up_to_end,
 )
 
 logger = logging.getLogger(__name__)
@@ -143,6 +145,7 @@ def make_edit_requests(
 def _prompt_requests(
     model, tokenizer, prompts: Sequence[str], targets: Sequence[str] | None, num_beams: int, first_id: int, progress
 ) -> Dataset:
+    check_decoder_only(model)
     if targets is None:
         raise ValueError("Give `targets`: what a decoder-only model should say after each prompt.")
     pairs = list(zip(prompts, targets, strict=True))
@@ -235,18 +238,13 @@ def strip_ids(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int
     """Generated ids without the decoder's start token and without padding; keeps the end-of-sequence token."""
     tokens = ids.tolist()[1:]
     if tokenizer.eos_token_id in tokens:
-        return _up_to_end(tokens, tokenizer)
+        return up_to_end(tokens, [tokenizer.eos_token_id])
     return [token for token in tokens if token != tokenizer.pad_token_id]
 
 
 def _target_ids(tokenizer: PreTrainedTokenizerBase, targets: list[str]) -> list[list[int]]:
-    return [_up_to_end(ids, tokenizer) for ids in tokenizer(text_target=targets)["input_ids"]]
-
-
-def _up_to_end(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Without what follows the end of the sequence: mBART and PLBart put a language there, which no decoding gives."""
-    end = tokenizer.eos_token_id
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    # mBART and PLBart put a language behind the end, which no decoding gives.
+    return [up_to_end(ids, [tokenizer.eos_token_id]) for ids in tokenizer(text_target=targets)["input_ids"]]
 
 
 def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:

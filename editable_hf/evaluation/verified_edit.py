@@ -19,7 +19,8 @@ from editable_hf.core.constraints import Constraint, JointConstraint
 from editable_hf.core.editing import EditResult, constraint_value, edit, edited
 from editable_hf.core.editors import Editor
 from editable_hf.core.functional import FunctionalModel, eval_mode
-from editable_hf.data.continuations import beams_after_prompt, is_decoder_only
+from editable_hf.core.parts import is_decoder_only
+from editable_hf.data.continuations import beams_after_prompt
 from editable_hf.data.requests import request_constraint, strip_ids
 
 Request = Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -27,6 +27,12 @@ def check_encoder_decoder(model: PreTrainedModel) -> None:
             f"Expected a ProphetNet with `pad_token_id` 0, got {model.config.pad_token_id}: it counts positions from "
             "its padding token, and its decoder fails for any other. Use a vocabulary that starts with that token."
         )
+
+
+def up_to_end(ids: list[int], ends: Collection[int | None]) -> list[int]:
+    """A decoded row without what follows the first of the tokens that end it."""
+    end = next((position for position, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: end + 1]
 
 
 def longest_decodable(model: PreTrainedModel) -> int | None:

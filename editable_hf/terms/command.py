@@ -26,7 +26,6 @@ def patch_glossary(
     separate: bool = False,
     max_rounds: int = 3,
     num_alternatives: int = 16,
-    **options: Any,
 ) -> dict[str, Any]:
     """Writes one patch for a glossary, or one for each term, and returns what holds.
 
@@ -41,7 +40,6 @@ def patch_glossary(
         separate: One patch for each term.
         max_rounds: See [`edit_terms`].
         num_alternatives: See [`edit_terms`].
-        options: Of [`Patch.from_edit`].
 
     Returns:
         `terms` (what holds, for each term that could be edited or looked at), `patches` (folders), `left_out` (lines
@@ -57,7 +55,7 @@ def patch_glossary(
         edit: TermEdit = edit_terms(
             model, tokenizer, group, config, max_rounds=max_rounds, num_alternatives=num_alternatives
         )
-        patch, folder = edit.patch(model, config, **options), str(Path(output) / f"{number:04}")
+        patch, folder = edit.patch(model, config), str(Path(output) / f"{number:04}")
         if patch is not None:
             patches.append(folder if separate else output)
             patch.save_pretrained(patches[-1])

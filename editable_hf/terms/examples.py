@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.editing import edited
-from editable_hf.evaluation.verified_edit import decode
+from editable_hf.evaluation.translator import Translator
 from editable_hf.terms.glossary import Term, sentences_with
 
 
@@ -43,13 +41,8 @@ class TermExamples:
     left_out: dict[str, int]
 
 
-@dataclass(frozen=True)
-class ExampleSizes:
-    """How many sentences of a term play each part, at most."""
-
-    edit: int = 4
-    check: int = 6
-    held_out: int = 10
+# How many sentences of a term play each part, at most.
+_SIZES = {"edit": 4, "check": 6, "held_out": 10}
 
 
 def find_examples(
@@ -57,8 +50,6 @@ def find_examples(
     tokenizer: PreTrainedTokenizerBase,
     terms: Sequence[Term],
     sentences: Sequence[str],
-    *,
-    sizes: ExampleSizes | None = None,
     prefix: str = "",
 ) -> list[TermExamples]:
     """Finds the sentences of each term, and translates them until there are enough.
@@ -72,21 +63,19 @@ def find_examples(
         tokenizer: Its tokenizer.
         terms: Of a glossary.
         sentences: The user's source sentences.
-        sizes: How many sentences of a term to use.
         prefix: To put before each source.
     """
-    sizes = sizes or ExampleSizes()
     return [
-        _examples_of(model, tokenizer, term, found, sizes, prefix)
+        _examples_of(model, tokenizer, term, found, prefix)
         for term, found in zip(terms, sentences_with(terms, sentences), strict=True)
     ]
 
 
-def _examples_of(model, tokenizer, term: Term, sources: list[str], sizes: ExampleSizes, prefix: str) -> TermExamples:
-    parts: dict[str, list[Example]] = {"edit": [], "check": [], "held_out": []}
+def _examples_of(model, tokenizer, term: Term, sources: list[str], prefix: str) -> TermExamples:
+    parts: dict[str, list[Example]] = {name: [] for name in _SIZES}
     left_out: Counter[str] = Counter()
     for number, source in enumerate(sources):
-        free = [name for name, rows in parts.items() if len(rows) < getattr(sizes, name)]
+        free = [name for name, rows in parts.items() if len(rows) < _SIZES[name]]
         if not free:
             left_out["enough others"] = len(sources) - number
             break
@@ -100,7 +89,7 @@ def _examples_of(model, tokenizer, term: Term, sources: list[str], sizes: Exampl
         if not free:
             left_out["right already"] += 1
             continue
-        name = min(free, key=lambda each: len(parts[each]) / getattr(sizes, each))
+        name = min(free, key=lambda each: len(parts[each]) / _SIZES[each])
         parts[name].append(Example(prefix + source, before, target))
     return TermExamples(term, **parts, left_out=dict(left_out))
 
@@ -111,7 +100,7 @@ def translate(
     sources: Sequence[str],
     params: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """What the model decodes by its own generation config, with edited parameters if given."""
-    with edited(model, params or {}):
-        rows: list[Any] = [decode(model, tokenizer, tokenizer(each, truncation=True)) for each in sources]
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+    """What the model translates with as many beams as its generation config says, with edited parameters if given."""
+    beams = model.generation_config.num_beams or 1
+    translator = Translator(model, tokenizer, sources, num_beams=beams, keep_encoded=False)
+    return translator.after_edits([params or {}])[0]

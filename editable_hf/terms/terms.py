@@ -32,11 +32,11 @@ class TermEdit:
     states: list[dict[str, Any]]
     num_rounds: int
 
-    def patch(self, model: PreTrainedModel, config: EditorConfig, **options: Any) -> Patch | None:
+    def patch(self, model: PreTrainedModel, config: EditorConfig) -> Patch | None:
         """The edit as a patch; `None` if it failed or there was nothing to edit."""
         if self.outcome is None:
             return None
-        return patch_of(model, self.outcome, config, metrics={"terms": self.states}, **options)
+        return patch_of(model, self.outcome, config, metrics={"terms": self.states})
 
 
 def edit_terms(

@@ -21,7 +21,7 @@ def _allow_bf16_on_cpu(args: TrainingArguments) -> None:
 
 @dataclass
 class EditableArguments:
-    """What Eq. 1 and Eq. 2 need beyond a `TrainingArguments`.
+    """What Eq. 1 and Eq. 2 need beyond a `TrainingArguments`, which a subclass has as a base, too.
 
     Groups: the editor (Eq. 1), the objective (Eq. 2), speed.
     """
@@ -101,7 +101,14 @@ class EditableArguments:
         },
     )
 
-    def check_editable(self) -> None:
+    def __post_init__(self):
+        _allow_bf16_on_cpu(self)
+        super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
+        self._check_editable()
+
+    def _check_editable(self) -> None:
         """Raises `ValueError` for values that cannot work."""
         if self.editor not in EDITORS:
             raise ValueError(f"Unknown `editor` {self.editor!r}. Choose one of: {', '.join(EDITORS)}.")
@@ -149,11 +156,7 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
     )
 
     def __post_init__(self):
-        _allow_bf16_on_cpu(self)
         super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
-        self.check_editable()
         if self.max_tokens_per_batch < 0:
             raise ValueError(f"`max_tokens_per_batch` must be 0 or more, got {self.max_tokens_per_batch}.")
 
@@ -172,13 +175,6 @@ class EditableCausalLMTrainingArguments(EditableArguments, TrainingArguments):
             "layers.3.mlp.down_proj, suffixes of them, or patterns with '*'."
         },
     )
-
-    def __post_init__(self):
-        _allow_bf16_on_cpu(self)
-        super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
-        self.check_editable()
 
 
 @dataclass
@@ -221,10 +217,6 @@ class EditableImageTrainingArguments(EditableArguments, TrainingArguments):
     )
 
     def __post_init__(self):
-        _allow_bf16_on_cpu(self)
         super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # Trainer would take True, see check_supported
-        self.check_editable()
         if self.extra_learning_rate is not None and not self.extra_learning_rate > 0:
             raise ValueError(f"`extra_learning_rate` must be more than 0, got {self.extra_learning_rate}.")

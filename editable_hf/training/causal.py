@@ -11,15 +11,15 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from editable_hf.core.constraints import IGNORE_INDEX
 from editable_hf.core.continuations import ContinuationConstraint
+from editable_hf.core.losses import token_locality_loss
 from editable_hf.data.continuations import check_decoder_only, continuation_constraint
 from editable_hf.training.arguments import EditableCausalLMTrainingArguments
 from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.edit_dataset import as_requests
 from editable_hf.training.mixin import EditableTrainerMixin
-from editable_hf.training.token_losses import TokenLosses
 
 
-class EditableCausalLMTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixin, Trainer):
+class EditableCausalLMTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
     """`Trainer` that trains a language model so that a few gradient steps on a few layers change one answer.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2; the
@@ -84,6 +84,9 @@ class EditableCausalLMTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixi
 
     def aligned(self, labels: Tensor) -> Tensor:
         return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
+        return token_locality_loss(reference_logits, edited_logits, self.aligned(labels))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {**inputs, "use_cache": False}

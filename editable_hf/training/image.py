@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 
 from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.functional import eval_mode
-from editable_hf.core.losses import distillation_loss, locality_loss
+from editable_hf.core.losses import locality_loss
 from editable_hf.data.image_requests import ImageEditRequests, classes_at_ranks
-from editable_hf.training.accumulation import count_labels
 from editable_hf.training.arguments import EditableImageTrainingArguments
 from editable_hf.training.attached_editor import separate_group
 from editable_hf.training.checkpoints import WholeCheckpoints
@@ -112,10 +110,6 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
     def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
         return locality_loss(reference_logits, edited_logits)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, count_labels(samples, self.accelerator)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
@@ -126,17 +120,6 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
                     module.eval()
         loss, outputs = self.loss_and_outputs(model, inputs, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Tensor], num_items) -> Tensor:
-        """Mean over the images of the whole accumulated batch (of this batch in evaluation)."""
-        weight = 1.0 if num_items is None else len(labels) / num_items
-        if self.teacher is not None and self.model.training:
-            with torch.no_grad():
-                teacher_logits = self.teacher(**inputs).logits
-            return weight * distillation_loss(teacher_logits, logits)
-        if self.compute_loss_func is not None:
-            return self.compute_loss_func({"logits": logits}, labels, num_items_in_batch=num_items)
-        return weight * F.cross_entropy(logits, labels, label_smoothing=self.args.label_smoothing_factor)
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)

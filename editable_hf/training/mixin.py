@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from editable_hf.core.constraints import JointConstraint
+from editable_hf.core.constraints import IGNORE_INDEX, JointConstraint
 from editable_hf.core.editing import Constraint, edit
-from editable_hf.core.losses import edit_loss, objective
+from editable_hf.core.losses import distillation_loss, edit_loss, objective
 from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
+from editable_hf.training.accumulation import count_labels
 from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
@@ -40,6 +42,10 @@ class EditableTrainerMixin(TrainerHooks, ABC):
     @abstractmethod
     def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
         """`L_loc` (Eq. 4) of one edit on one batch, scalar."""
+
+    def aligned(self, labels: Tensor) -> Tensor:
+        """The labels at the places of the logits that predict them: their own, if a subclass does not move them."""
+        return labels
 
     def _init_editable(self, edit_dataset) -> None:
         args, sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -78,6 +84,26 @@ class EditableTrainerMixin(TrainerHooks, ABC):
             outputs = model(**inputs)
         base = self._base_loss(outputs.logits, labels, inputs, num_items)
         return (base if batch is None else self.add_edit_terms(base, batch)), outputs
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        aligned = [{"labels": self.aligned(batch["labels"])} for batch in samples]
+        return samples, count_labels(aligned, self.accelerator)
+
+    def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Any], num_items) -> Tensor:
+        """Mean over the labels of the whole accumulated batch (of this batch in evaluation)."""
+        distills = self.teacher is not None and self.model.training
+        if self.compute_loss_func is not None and not distills:
+            return self.compute_loss_func({"logits": logits}, labels, num_items_in_batch=num_items)
+        labels = self.aligned(labels)
+        weight = 1.0 if num_items is None else (labels != IGNORE_INDEX).sum() / num_items
+        if distills:
+            with torch.no_grad():
+                teacher_logits = self.teacher(**inputs).logits
+            return weight * distillation_loss(teacher_logits, logits, labels)
+        smoothing = self.args.label_smoothing_factor
+        flat = logits.flatten(0, -2), labels.flatten()
+        return weight * F.cross_entropy(*flat, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
 
     def add_edit_terms(self, base: Tensor, batch: LocalityBatch) -> Tensor:
         """Eq. 2 from the base loss, whose forward has run in train mode through the wrapped model.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Seq2SeqTrainer
 
 from editable_hf.core.constraints import IGNORE_INDEX, SequenceConstraint
+from editable_hf.core.losses import token_locality_loss
 from editable_hf.data.batching import TokenBatchSampler
 from editable_hf.data.languages import languages_of
 from editable_hf.data.requests import request_constraint
@@ -20,10 +21,9 @@ from editable_hf.training.checkpoints import WholeCheckpoints
 from editable_hf.training.edit_dataset import as_requests
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.mixin import EditableTrainerMixin
-from editable_hf.training.token_losses import TokenLosses
 
 
-class EditableSeq2SeqTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixin, Seq2SeqTrainer):
+class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrainer):
     """`Seq2SeqTrainer` that trains a model so that a few gradient steps on a few layers fix a given mistake.
 
     Each micro-batch draws `edits_per_step` requests, edits the model with each, and adds the terms of Eq. 2. The
@@ -88,6 +88,9 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, TokenLosses, EditableTrainerMixin
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
         constraint = request_constraint(request, self.model, length_penalty=self.args.edit_length_penalty)
         return constraint.to(self.args.device)
+
+    def locality_loss(self, reference_logits: Tensor, edited_logits: Tensor, labels: Tensor) -> Tensor:
+        return token_locality_loss(reference_logits, edited_logits, labels)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from causal_models import causal_model
+from transformers import BertConfig, BertLMHeadModel
 
 from editable_hf import EditorConfig, edited, make_edit_requests, request_constraint, rmsprop
 from editable_hf.data.continuations import continue_prompts
@@ -31,6 +32,20 @@ def test_alternatives_are_the_beams_as_long_as_the_target(model, tokenizer, sent
     assert all(0 < len(each) <= len(row["labels"]) for each in row["alternatives"])
     constraint = request_constraint(row, model)
     assert constraint.labels.shape[0] == 1 + len(row["alternatives"])
+
+
+def test_model_that_sees_what_follows_is_refused(tokenizer):
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    row = {"input_ids": [3], "labels": [4], "alternatives": [[5]]}
+    for decoder in (False, True):
+        model = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), is_decoder=decoder, **shape))
+        if decoder:
+            assert request_constraint(row, model).labels.shape == (2, 2)
+            continue
+        with pytest.raises(TypeError, match="Expected a causal language model, got BertLMHeadModel of a bert"):
+            request_constraint(row, model)
+        with pytest.raises(TypeError, match="whose tokens see those after them"):
+            make_edit_requests(model, tokenizer, ["the dog"], targets=["sees"])
 
 
 def test_targets_must_be_given(model, tokenizer):

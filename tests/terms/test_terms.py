@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from editable_hf import EditorConfig
-from editable_hf.terms.examples import ExampleSizes, find_examples, translate
+from editable_hf.terms.examples import find_examples, translate
 from editable_hf.terms.glossary import Term
 from editable_hf.terms.terms import edit_terms
 
@@ -24,10 +24,9 @@ def config():
 
 def test_parts_are_kept_apart(model, tokenizer, sentence_pairs):
     nothing, absent = Term(("katze",), ("the pet",)), Term(("elefant",), ("the elephant",), ("x",))
-    sizes = ExampleSizes(edit=2, check=3, held_out=4)
-    dog, cat, none = find_examples(model, tokenizer, [DOG, nothing, absent], sentence_pairs[0], sizes=sizes)
+    dog, cat, none = find_examples(model, tokenizer, [DOG, nothing, absent], sentence_pairs[0])
     parts = [{row.source for row in rows} for rows in (dog.edit, dog.check, dog.held_out)]
-    assert list(map(len, parts)) == [2, 3, 4] and len(set.union(*parts)) == 9
+    assert list(map(len, parts)) == [4, 6, 10] and len(set.union(*parts)) == 20
     for row in dog.edit:
         assert "hund" in row.source and row.before == translate(model, tokenizer, [row.source])[0]
         assert row.target == row.before.replace("the dog", "the woman") != row.before
@@ -38,12 +37,11 @@ def test_parts_are_kept_apart(model, tokenizer, sentence_pairs):
 
 def test_term_holds_in_unseen_sentences(model, tokenizer, sentence_pairs, config):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    sizes = ExampleSizes(edit=3, check=4, held_out=8)
-    found = find_examples(model, tokenizer, [DOG], sentence_pairs[0], sizes=sizes)
+    found = find_examples(model, tokenizer, [DOG], sentence_pairs[0])
     result = edit_terms(model, tokenizer, found, config)
     (state,) = result.states
-    assert result.outcome.result.success and state["held_out"] == 8 and state["held_out_right_before"] == 0
-    assert state["edited_right"] >= 3 and state["held_out_right"] >= 6
+    assert result.outcome.result.success and state["held_out"] == 10 and state["held_out_right_before"] == 0
+    assert state["edited_right"] >= 4 and state["held_out_right"] >= 8
     assert {row.source for row in result.examples[0].edit}.isdisjoint(row.source for row in found[0].held_out)
     outputs = translate(model, tokenizer, [row.source for row in found[0].held_out], result.outcome.result.params)
     assert state["held_out_right"] == sum(map(DOG.is_right, outputs))

@@ -65,6 +65,7 @@ def test_list_defaults_are_not_shared(tmp_path):
         ({"locality_coef": -1.0}, "`locality_coef` must be 0 or more, got -1.0"),
         ({"edit_max_steps": 0}, "`edit_max_steps` must be 1 or more, got 0"),
         ({"edits_per_step": 0}, "`edits_per_step` must be 1 or more, got 0"),
+        ({"edits_at_once": 0}, "`edits_at_once` must be 1 or more, got 0"),
         ({"edit_layers": []}, "`edit_layers` is empty"),
         ({"max_tokens_per_batch": -1}, "`max_tokens_per_batch` must be 0 or more, got -1"),
         ({"edit_learning_rate": 0.0}, "`edit_learning_rate` must be more than 0, got 0.0"),
