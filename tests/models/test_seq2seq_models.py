@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architecture_checks import check_patch, check_replay_in_edit, check_review, check_same_gradients, check_saved
 from seq2seq_models import FLOAT32, NumberTokenizer, build_seq2seq_models
 from transformers import AutoModelForSeq2SeqLM
 
 from editable_hf import (
     EditableSeq2SeqTrainer,
     EditableSeq2SeqTrainingArguments,
-    EditorConfig,
     edit,
     edited,
     request_constraint,
     rmsprop,
     select_parameters,
 )
-from editable_hf.patches import Patch, apply_patches, revert_patches
 from editable_hf.review.translations import review_translations
 
 # Routers of experts convert themselves at each call, which looks at the gradient of a tensor that is edited.
@@ -48,13 +47,10 @@ every_model = pytest.mark.parametrize("name", sorted(MODELS))
 @every_model
 def test_edit(name):
     model, tolerance = build(name)
-    constraint = request_constraint(REQUEST, model)
-    first, second = (edit(model, constraint, rmsprop(1e-2), LAYERS, 3, replay=replay) for replay in (True, False))
-    assert first.num_steps > 0 and first.failure is None and first.history[-1] < first.history[0]
-    torch.testing.assert_close(first.history, second.history, rtol=tolerance, atol=tolerance)
-    source = torch.tensor([REQUEST["input_ids"]])
-    with edited(model, first):
-        model.generate(input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=4, num_beams=2)
+    result = check_replay_in_edit(model, REQUEST, LAYERS, tolerance)
+    ids = torch.tensor([REQUEST["input_ids"]])
+    with edited(model, result):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, num_beams=2)
 
 
 @every_model
@@ -97,47 +93,20 @@ def trained(name, replay, folder):
 @every_model
 def test_training_step_with_replay_is_that_without(name, tmp_path):
     (first, tolerance), (second, _) = (trained(name, replay, tmp_path) for replay in (True, False))
-    first, second = (
-        {key: value.grad for key, value in trainer.model.named_parameters() if value.grad is not None}
-        for trainer in (first, second)
-    )
-    assert first.keys() == second.keys() and any(grad.abs().sum() > 0 for grad in first.values())
-    for key, grad in first.items():
-        assert grad.isfinite().all(), key
-        torch.testing.assert_close(grad, second[key], rtol=tolerance, atol=tolerance, msg=key)
+    check_same_gradients([first.model, second.model], tolerance)
 
 
 @every_model
 def test_saved_and_loaded(name, tmp_path):
     trainer, tolerance = trained(name, True, tmp_path / "run")
-    trainer.save_model(str(tmp_path / "model"))
-    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not any(info.values()), info
-    assert EditorConfig.from_pretrained(tmp_path / "model").layers == [LAYERS]
-    model, loaded = trainer.model.eval(), loaded.to(trainer.model.dtype)
-    own, ours = dict(model.named_parameters()), dict(loaded.named_parameters())
-    assert (
-        own.keys() - ours.keys() == {key for key in own if key.startswith("editor.")} and not ours.keys() - own.keys()
-    )
-    assert all(torch.equal(value, own[key]) for key, value in ours.items())
     inputs = {"input_ids": BATCH["input_ids"], "decoder_input_ids": BATCH["input_ids"]}
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=tolerance, atol=tolerance)
+    check_saved(trainer, AutoModelForSeq2SeqLM, LAYERS, inputs, tmp_path / "model", tolerance)
 
 
 @every_model
 def test_patch(name, tmp_path):
     model, _ = build(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    result = edit(model, request_constraint(REQUEST, model), rmsprop(1e-2), LAYERS, 3)
-    patch = Patch.from_edit(model, result, request=REQUEST, editor=EditorConfig(), layers=LAYERS)
-    patch.save_pretrained(tmp_path / "patch")
-    apply_patches(model, [str(tmp_path / "patch")])
-    own = dict(model.named_parameters())
-    assert all(torch.equal(own[key], value) for key, value in result.params.items())
-    revert_patches(model)
-    after = model.state_dict()
-    assert all(torch.equal(after[key], value) for key, value in before.items())
+    check_patch(model, REQUEST, LAYERS, tmp_path / "patch")
 
 
 SENTENCES = ["5 6 7 8", "9 5", "12 13 14 15 16"]
@@ -158,10 +127,8 @@ def test_review_is_that_of_generating_twice(name):
     before = translations()
     with edited(model, result):
         after = translations()
-    changed = [index for index, text in enumerate(before) if text != after[index]]
     review = review_translations(model, tokenizer, result.params, SENTENCES, SENTENCES, num_beams=2)
-    assert changed and sorted(change.index for change in review.changes) == changed
-    assert {c.index: (c.before, c.after) for c in review.changes} == {i: (before[i], after[i]) for i in changed}
+    check_review(review, before, after)
 
 
 @every_model

@@ -162,6 +162,7 @@ def test_encoder_has_a_gradient_where_no_edit_takes_a_step(make_trainer):
         ({"edit_layers": ["chain2"]}, r"expected `edit_layers` \['condition'\], got \['chain2'\]"),
         ({"edit_learning_rate": 3e-4, "editor": "gd"}, "leave unset: editor, edit_learning_rate"),
         ({"learn_edit_learning_rate": True}, "leave unset: learn_edit_learning_rate"),
+        ({"edits_at_once": 2}, "one request at a time"),
     ],
 )
 def test_arguments_of_other_editors_are_refused(make_trainer, options, message):
