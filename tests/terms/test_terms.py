@@ -1,5 +1,7 @@
 """A term is put right in sentences that the edit has not seen, and what holds is counted and kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,17 @@ def test_term_holds_in_unseen_sentences(model, tokenizer, sentence_pairs, config
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     patch = result.patch(model, config)
     assert patch.metrics["terms"] == [state] and len(patch.request) == state["edited"]
+
+
+def test_sentences_that_fail_a_check_join_the_edit(model, tokenizer, sentence_pairs, config):
+    (found,) = find_examples(model, tokenizer, [DOG], sentence_pairs[0])
+    found = replace(found, edit=found.edit[:1], check=found.check + found.edit[1:])
+    once, whole = (edit_terms(model, tokenizer, [found], config, max_rounds=rounds) for rounds in (1, 3))
+    outputs = translate(model, tokenizer, [row.source for row in found.check], once.outcome.result.params)
+    failed = [row for row, text in zip(found.check, outputs, strict=True) if not DOG.is_right(text)]
+    assert failed and once.num_rounds == 1 and whole.num_rounds > 1
+    (joined,) = whole.examples
+    assert joined.edit[: 1 + len(failed)] == found.edit + failed and not set(joined.check) & set(joined.edit)
 
 
 def test_nothing_to_edit_is_no_error(model, tokenizer, config):
