@@ -70,6 +70,12 @@ def _add_inputs(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_editor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
+    command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
+    command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
+
+
 def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
     return {name: getattr(args, name) for name in ("source_lang", "target_lang", "source_prefix")}
 
@@ -94,9 +100,7 @@ def _add_edit(commands) -> None:
     command.add_argument("--patches", nargs="+", default=[], help="patches to apply first; the new one goes on top")
     command.add_argument("--base_model", help="hub id that the patch names as its model, if MODEL is a folder")
     _add_inputs(command)
-    command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
-    command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
-    command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
+    _add_editor(command)
     command.add_argument("--max_rounds", type=int, default=5, help="edits until decoding gives the target (default 5)")
     command.add_argument("--num_alternatives", type=int, default=32, help="translations that the target must beat")
     command.add_argument("--encoding", default="xor", help="xor (exact, the default) or bf16 (smaller, rounded)")
@@ -110,9 +114,7 @@ def _add_terms(commands) -> None:
     command.add_argument("-o", "--output", required=True, help="new folder for the patch, or for the patches")
     command.add_argument("--separate", action="store_true", help="one patch for each term, in place of one for all")
     _add_inputs(command)
-    command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
-    command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
-    command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
+    _add_editor(command)
     command.add_argument("--max_rounds", type=int, default=3, help="edits until checked sentences hold (default 3)")
     command.add_argument("--num_alternatives", type=int, default=16, help="translations that targets must beat")
 
