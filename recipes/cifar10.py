@@ -37,7 +37,7 @@ def main(config: ImageRecipeConfig) -> None:
     table = rows.run()
     if stages.state.is_main_process:
         title = f"Table 3. Ours: {images.test_name}. Paper: CIFAR-10, ResNet-18."
-        print_table(title, TABLE_3, table, stages.output_dir)
+        print_table(title, TABLE_3, table, stages.output_dir, config.evaluation.min_success_rate)
     make_figure_2(config, stages, images, rows)
 
 

@@ -33,7 +33,7 @@ def main(config: ImageRecipeConfig) -> None:
         # The networks without a row in the paper are small ones, whose neighbor there is ResNet-18.
         paper = "densenet169" if config.model.architecture == "densenet169" else "resnet18"
         title = f"Table 4. Ours: {images.test_name}. Paper: ImageNet, {paper}, validation images."
-        print_table(title, TABLE_4[paper], rows, stages.output_dir)
+        print_table(title, TABLE_4[paper], rows, stages.output_dir, config.evaluation.min_success_rate)
 
 
 if __name__ == "__main__":

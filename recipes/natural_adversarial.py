@@ -59,7 +59,9 @@ def report(
     config: ImageRecipeConfig, images: ImageSets, table: list, sequences: list, generalization: list, folder: Path
 ) -> None:
     title = f"Table 5. Ours: {images.test_name}, examples: {config.adversarial.source}. "
-    print_table(f"{title}The paper shows its rows as a picture.", [], table, folder)
+    print_table(
+        f"{title}The paper shows its rows as a picture.", [], table, folder, config.evaluation.min_success_rate
+    )
     if generalization:
         print("\nThe most similar test image after an edit. Paper: ImageNet, ResNet-18.")
         print(format_table([*GENERALIZATION, *generalization], GENERALIZATION_COLUMNS))

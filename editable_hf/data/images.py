@@ -89,6 +89,7 @@ def load_image_data(
     verify: bool | None = None,
     image_size: int | None = None,
     num_validation: int | None = None,
+    validation_from: str = "train",
     max_train_samples: int | None = None,
     max_validation_samples: int | None = None,
     max_test_samples: int | None = None,
@@ -112,8 +113,10 @@ def load_image_data(
             later stops the run with its name if the transform is attached with [`with_pixels`].
         image_size: Height and width of the model's input, in pixels: by default 16, 32 and 224. The digits are stored
             at that size; other images are left as they are.
-        num_validation: Training images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a
-            twentieth, but at most 10,000. Not for a folder with validation images of its own.
+        num_validation: Images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a twentieth,
+            but at most 10,000. Not for a folder with validation images of its own.
+        validation_from: Which images these are: "train", or "test" for published weights, which have seen all training
+            images and make hardly any mistake there. What is held out of the test set is not scored.
         max_train_samples: Upper limit on training images. A random sample is taken, in the data's order.
         max_validation_samples: Same for validation.
         max_test_samples: Same for test; `test_name` says so.
@@ -129,6 +132,8 @@ def load_image_data(
     """
     source, path = _source_and_path(source, path)
     _check_options(source, path, class_ids)
+    if validation_from not in ("train", "test"):
+        raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
     if source == EMBEDDED:
         data = _load_digits(image_size or 16)
     elif source == CIFAR10:
@@ -136,7 +141,7 @@ def load_image_data(
     else:
         data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
     limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
-    return _divide(data, _num_held_out(source, data, num_validation), limits, seed)
+    return _divide(data, _num_held_out(source, data, num_validation), validation_from, limits, seed)
 
 
 def load_natural_adversarial(
@@ -278,11 +283,11 @@ def _verify(images: Mapping[str, Sequence[str]], verify: bool | None) -> None:
 
 
 def _num_held_out(source: str, data: ImageData, asked: int | None) -> int:
-    """How many training images become validation images, where the data have none of their own."""
+    """How many images become validation images, where the data have none of their own."""
     if "validation" in data.splits and asked is not None:
         raise ValueError(
-            f"The {data.name} has validation images of its own, but `num_validation` asks for {asked} of the training "
-            "images; leave it out, or remove the folder."
+            f"The {data.name} has validation images of its own, but `num_validation` asks for {asked} more; leave it "
+            "out, or remove the folder."
         )
     if asked is not None:
         return asked
@@ -290,23 +295,28 @@ def _num_held_out(source: str, data: ImageData, asked: int | None) -> int:
     return {EMBEDDED: _DIGITS_VALIDATION, CIFAR10: 5_000}.get(source, twentieth)
 
 
-def _hold_out(pool: Dataset, num_validation: int, seed: int) -> dict[str, tuple[Dataset, np.ndarray]]:
-    """What training and validation images are selected from, with their shuffled rows."""
-    if not 1 <= num_validation < len(pool):
+def _hold_out(rows: np.ndarray, part: str, num_validation: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A shuffle of the rows of a split: those that stay there, and those that become validation images."""
+    if not 1 <= num_validation < len(rows):
+        kind = {"train": "training"}.get(part, part)
         raise ValueError(
-            f"Expected to hold out between 1 and {len(pool) - 1} of {len(pool)} training images, but `num_validation` "
+            f"Expected to hold out between 1 and {len(rows) - 1} of {len(rows)} {kind} images, but `num_validation` "
             f"is {num_validation}; lower it or take more images."
         )
-    order = np.random.default_rng(seed).permutation(len(pool))
-    first = len(pool) - num_validation
-    return {"train": (pool, order[:first]), "validation": (pool, order[first:])}
+    order = np.random.default_rng(seed).permutation(rows)
+    first = len(rows) - num_validation
+    return order[:first], order[first:]
 
 
-def _divide(data: ImageData, num_validation: int, limits: Mapping[str, int | None], seed: int) -> ImageData:
+def _divide(
+    data: ImageData, num_validation: int, validation_from: str, limits: Mapping[str, int | None], seed: int
+) -> ImageData:
     """Holds out validation images, cuts the splits down to their limits and counts the test images."""
     parts = {part: (images, np.arange(len(images))) for part, images in data.splits.items()}
     if "validation" not in parts:
-        parts |= _hold_out(data.splits["train"], num_validation, seed)
+        pool, rows = parts[validation_from]
+        kept, held_out = _hold_out(rows, validation_from, num_validation, seed)
+        parts |= {validation_from: (pool, kept), "validation": (pool, held_out)}
     test, splits = data.splits["test"], DatasetDict()
     for part in ("train", "validation", "test"):
         images, rows = parts[part]

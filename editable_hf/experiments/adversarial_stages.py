@@ -47,8 +47,9 @@ class Examples(NamedTuple):
     Attributes:
         plain: Gives `pixel_values` and `labels`.
         augmented: The same images with training's augmentation.
-        train: Indices of those that networks and alpha may be fitted to.
-        evaluation: Indices of those that are reported on; none of them is in `train`.
+        train: Indices of those that networks may be trained on.
+        tuning: Indices of those that alpha is chosen with.
+        evaluation: Indices of those that are reported on. No index is in two of the three.
         train_ranks: Of the true classes of `train`, under the starting network.
         stage: The stage that chose and ranked them.
     """
@@ -56,6 +57,7 @@ class Examples(NamedTuple):
     plain: Dataset
     augmented: Dataset
     train: list[int]
+    tuning: list[int]
     evaluation: list[int]
     train_ranks: RankDistribution
     stage: Stage
@@ -68,12 +70,14 @@ def prepare_examples(config: ImageRecipeConfig, stages: Stages, images: ImageSet
     if options.source != MISTAKES:
         source = with_pixels(load_natural_adversarial(options.source, images.class_ids), images.plain)
     inputs = {"source": options.source, "num_evaluation": options.num_evaluation, "seed": config.seed}
+    inputs["num_tuning"] = config.evaluation.num_validation_edits
     stage = stages.run("examples", inputs, [start], partial(_choose_examples, config, images, source, start))
     content = json.loads((stage.folder / "examples.json").read_text(encoding="utf-8"))
     return Examples(
         plain=source.select(content["rows"]),
         augmented=with_pixels(source.with_format(None), images.augment).select(content["rows"]),
         train=content["train"],
+        tuning=content["tuning"],
         evaluation=content["evaluation"],
         train_ranks=RankDistribution(torch.tensor(content["train_counts"])),
         stage=stage,
@@ -89,16 +93,23 @@ def _choose_examples(
     rows = torch.arange(len(labels))
     if options.source == MISTAKES:
         rows = rows[logits.argmax(1) != labels]
-    if len(rows) < 2:
+    if len(rows) < 4:
         raise ValueError(
-            f"Expected at least 2 examples to edit, one for training and one for evaluation, but {options.source!r} "
+            f"Expected at least 4 examples, to train with, to choose alpha with and to edit, but {options.source!r} "
             f"has {len(rows)}; hold out more validation images, or give a folder of natural adversarial examples."
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    count = min(options.num_evaluation, len(rows) * 3 // 4)
-    evaluation, train = sorted(order[:count]), sorted(order[count:])
+    first = min(options.num_evaluation, len(rows) // 2)
+    second = first + min(config.evaluation.num_validation_edits, (len(rows) - first) // 2)
+    evaluation, tuning, train = (sorted(part) for part in (order[:first], order[first:second], order[second:]))
     ranks, train_ranks = (RankDistribution.of(logits[each], labels[each]) for each in (rows, rows[train]))
-    content = {"rows": rows.tolist(), "train": train, "evaluation": evaluation, "counts": ranks.counts.tolist()}
+    content = {
+        "rows": rows.tolist(),
+        "train": train,
+        "tuning": tuning,
+        "evaluation": evaluation,
+        "counts": ranks.counts.tolist(),
+    }
     content |= {"train_counts": train_ranks.counts.tolist(), "top_100": float(ranks.frequencies[:100].sum())}
     (folder / "examples.json").write_text(json.dumps(content), encoding="utf-8")
     if plots_available():
@@ -117,7 +128,7 @@ def _logits(model: PreTrainedModel, dataset: Dataset, config: ImageRecipeConfig)
 
 
 def example_edits(config: ImageRecipeConfig, examples: Examples) -> EditSets:
-    """Edits of the examples to their true classes; alpha is chosen with those that may be trained on."""
+    """Edits of the examples to their true classes."""
     labels = examples.plain.with_format(None)["label"]
 
     def requests(indices: list[int]) -> Dataset:
@@ -126,8 +137,7 @@ def example_edits(config: ImageRecipeConfig, examples: Examples) -> EditSets:
         return Dataset.from_dict(columns)
 
     evaluation = requests(examples.evaluation[: config.evaluation.num_edits])
-    validation = requests(examples.train[: config.evaluation.num_validation_edits])
-    return EditSets(evaluation, examples.plain, validation, examples.plain, examples.stage)
+    return EditSets(evaluation, examples.plain, requests(examples.tuning), examples.plain, examples.stage)
 
 
 def example_training_requests(config: ImageRecipeConfig, images: ImageSets, examples: Examples) -> dict:

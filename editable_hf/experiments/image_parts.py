@@ -39,6 +39,7 @@ class ImageDataOptions:
     class_ids: str | None = None
     image_size: int | None = None
     num_validation: int | None = None
+    validation_from: str = "train"
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None

@@ -28,7 +28,7 @@ class RowOptions:
             (ranks) or natural adversarial examples (natural_adversarial). The last two are for that recipe.
         layers: What edits may move.
         network: The row whose network is edited here too, with another editor or on other layers.
-        compare_to: The row that the drawdown is divided by.
+        compare_to: The row that the drawdown is divided by, or several.
         method: How edits are made; its keys stand beside the others in the file, and so do those of `training`.
         training: Fields of `EditableImageTrainingArguments` for this row.
     """
@@ -38,7 +38,7 @@ class RowOptions:
     requests: str = "none"
     layers: list[str] = field(default_factory=lambda: ["chain3"])
     network: str | None = None
-    compare_to: str | None = None
+    compare_to: list[str] = field(default_factory=list)
     method: Any = field(default_factory=Gradient)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -48,8 +48,9 @@ class RowOptions:
             raise ValueError(f"`requests` must be one of {', '.join(kinds)}, got {self.requests!r}.")
         if isinstance(self.extra, bool) or not isinstance(self.extra, int) or self.extra < 0:
             raise ValueError(f"`extra` must be a number of units, 4096 in the paper, or 0, got {self.extra!r}.")
-        if isinstance(self.layers, str):
-            self.layers = [self.layers]
+        for name in ("layers", "compare_to"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         if "edit_layers" in self.training:
             raise ValueError("Expected `layers`, which are trained and measured alike, but got `edit_layers`.")
         if self.network is not None and (not self.train or self.extra or self.requests != "none"):
@@ -257,7 +258,7 @@ def _rows(file: RecipeFile, adversarial: bool, smoke: bool) -> dict[str, RowOpti
                 raise ValueError(f"`requests: {row.requests}` needs recipes/natural_adversarial.py.")
         except ValueError as error:
             raise ValueError(f"{config}, row {name!r}: {error}") from error
-        _check_names(config, f"row {name!r}", [each for each in (row.network, row.compare_to) if each], rows)
+        _check_names(config, f"row {name!r}", [*filter(None, [row.network]), *row.compare_to], rows)
         if row.network is not None and rows[row.network].network is not None:
             raise ValueError(f"{config}, row {name!r}: `network` must be a row with a network of its own.")
         if folder_name(name) in map(folder_name, rows):

@@ -24,6 +24,7 @@ from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_plots import plot_error_drawdowns
 from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions, folder_name
 from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.rate_curves import curves_of, format_curves, plot_rate_curves
 from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
 from editable_hf.experiments.row_methods import Row
 from editable_hf.experiments.stages import Stage, Stages
@@ -127,16 +128,17 @@ class Rows:
                 records = read_records(cell.folder / "edits.jsonl")
                 drawdowns[name] = [abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records]
                 samples[name] = np.load(cell.folder / RESAMPLED)
-                self._compare(name, options.compare_to, samples)
+                found = [self._compared(name, other, samples) for other in options.compare_to]
+                self.table[name]["drawdown_ratios"] = [ratio for ratio in found if ratio is not None]
                 if self.stages.state.is_main_process:
                     self._write(drawdowns)
         return list(self.table.values())
 
-    def _compare(self, name: str, other: str | None, samples: Mapping[str, np.ndarray]) -> None:
-        if other in samples and self.table[other]["drawdown"] > 0:
-            means = (self.table[each]["drawdown"] for each in (name, other))
-            ratio = ratio_of(next(means), samples[name], next(means), samples[other])
-            self.table[name]["drawdown_ratio"] = {"to": other, **ratio._asdict()}
+    def _compared(self, name: str, other: str, samples: Mapping[str, np.ndarray]) -> Row | None:
+        if other not in samples or not self.table[other]["drawdown"] > 0:
+            return None
+        means = (self.table[each]["drawdown"] for each in (name, other))
+        return {"to": other, **ratio_of(next(means), samples[name], next(means), samples[other])._asdict()}
 
     def _write(self, drawdowns: Mapping[str, list[float]]) -> None:
         folder, config, test_name = self.stages.output_dir, self.config, self.images.test_name
@@ -144,6 +146,8 @@ class Rows:
         write_results(folder / "results.json", rows, asdict(config), config.seed, test_name=test_name)
         if plots_available():
             plot_error_drawdowns(drawdowns, folder / "drawdown.png", test_name)
+            if curves := curves_of(rows):
+                plot_rate_curves(curves, folder / "learning_rates.png", "Validation edits, over learning rates")
 
     def _network(self, name: str, options: RowOptions, wanted: bool) -> Stage | None:
         if options.network is not None:
@@ -223,8 +227,8 @@ def _train(
     train_to(trainer, folder)
 
 
-def print_table(title: str, paper: list[Row], rows: list[Row], folder: Path) -> None:
+def print_table(title: str, paper: list[Row], rows: list[Row], folder: Path, success_rate: float) -> None:
     print(f"\n{title}")
     print(format_table([*paper, *rows], ERROR_COLUMNS))
-    print(*format_ratios(rows), sep="\n")
+    print(*format_ratios(rows), *format_curves(curves_of(rows), success_rate), sep="\n")
     print(f"\nResults: {folder / 'results.json'}; every edit: {folder}/edits-*/edits.jsonl")

@@ -90,16 +90,16 @@ def format_markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns = 
 
 
 def format_ratios(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each row that has its drawdown compared with another row's, as `drawdown_ratio`.
+    """A line for each other row that a row's drawdown is compared with, its `drawdown_ratios`.
 
-    That is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`ratio_of`].
+    Each is `{"to": "name of the other row", "mean": ..., "low": ..., "high": ...}`, see [`ratio_of`].
     """
-    lines = []
-    for row in rows:
-        if ratio := row.get("drawdown_ratio"):
-            interval = f"95% interval {ratio['low']:.2f}-{ratio['high']:.2f}"
-            lines.append(f"Drawdown of {row['name']} / {ratio['to']}: {ratio['mean']:.2f} ({interval})")
-    return lines
+    return [
+        f"Drawdown of {row['name']} / {ratio['to']}: {ratio['mean']:.2f} "
+        f"(95% interval {ratio['low']:.2f}-{ratio['high']:.2f})"
+        for row in rows
+        for ratio in row.get("drawdown_ratios", ())
+    ]
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str]]:

@@ -205,7 +205,7 @@ def evaluate(
             if name != "baseline" and sum(drawdowns[other]) > 0:
                 means = (sum(drawdowns[each]) / len(drawdowns[each]) for each in (title, other))
                 ratio = ratio_of(next(means), samples[title], next(means), samples[other])
-                row["drawdown_ratio"] = {"to": other, **ratio._asdict()}
+                row["drawdown_ratios"] = [{"to": other, **ratio._asdict()}]
             rows.append(row)
             if PartialState().is_main_process:
                 write_results(folder / "results.json", rows, asdict(config), config.seed, **names)

@@ -67,6 +67,19 @@ def test_limits_take_samples():
         load_image_data("embedded", num_validation=1397)
 
 
+def test_validation_images_of_the_test_set():
+    data = load_image_data("embedded", num_validation=100, validation_from="test", seed=1)
+    assert sizes(data) == {"train": 1397, "validation": 100, "test": 300}
+    assert data.test_name == "test part of scikit-learn's digits (300 sampled of 400 images)"
+    whole = load_image_data("embedded").splits["test"]["image"]
+    parts = [image for part in ("validation", "test") for image in data.splits[part]["image"]]
+    assert sorted(image.tobytes() for image in parts) == sorted(image.tobytes() for image in whole)
+    with pytest.raises(ValueError, match="between 1 and 399 of 400 test images, but `num_validation` is 400"):
+        load_image_data("embedded", num_validation=400, validation_from="test")
+    with pytest.raises(ValueError, match="`validation_from` must be 'train' or 'test', got 'val'"):
+        load_image_data("embedded", validation_from="val")
+
+
 def test_missing_scikit_learn_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install editable_hf\[vision\]"):

@@ -66,8 +66,11 @@ def test_table():
 
 def test_ratios():
     ratio = {"to": "baseline", "mean": 0.456, "low": 0.4, "high": 0.512}
-    rows = [{"name": "baseline"}, {**ROW, "drawdown_ratio": ratio}]
-    assert format_ratios(rows) == ["Drawdown of editable / baseline: 0.46 (95% interval 0.40-0.51)"]
+    rows = [{"name": "baseline"}, {**ROW, "drawdown_ratios": [ratio, {**ratio, "to": "published", "mean": 0.5}]}]
+    assert format_ratios(rows) == [
+        "Drawdown of editable / baseline: 0.46 (95% interval 0.40-0.51)",
+        "Drawdown of editable / published: 0.50 (95% interval 0.40-0.51)",
+    ]
     assert format_ratios(rows[:1]) == []
 
 

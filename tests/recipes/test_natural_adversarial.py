@@ -35,7 +35,8 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
 
     # What the starting network gets wrong, divided without overlap; training never sees the ranks of the others.
     examples = read(out / "examples/examples.json")
-    assert sorted([*examples["train"], *examples["evaluation"]]) == list(range(len(examples["rows"])))
+    parts = examples["train"] + examples["tuning"] + examples["evaluation"]
+    assert sorted(parts) == list(range(len(examples["rows"])))
     assert len(examples["evaluation"]) == 4 and examples["counts"][0] == 0
     assert sum(examples["train_counts"]) == len(examples["train"])
     results = read(out / "results.json")
@@ -85,7 +86,7 @@ def test_folder_of_examples(tmp_path, capsys):
     natural_adversarial.main(config)
     assert "Table 5" in capsys.readouterr().out
     examples = read(tmp_path / "out/examples/examples.json")
-    assert len(examples["rows"]) == 12 and len(examples["evaluation"]) == 4 and len(examples["train"]) == 8
+    assert len(examples["rows"]) == 12 and [len(examples[part]) for part in ("evaluation", "tuning", "train")] == [4, 2, 6]
     assert sum(examples["counts"]) == 12 and examples["top_100"] == pytest.approx(1)
     neighbors = read(tmp_path / "out/neighbors/neighbors.json")
     assert len(neighbors) == 12 and all(0 <= index < 24 for index in neighbors)
@@ -133,5 +134,5 @@ def test_no_mistakes(tmp_path, monkeypatch):
         return torch.nn.functional.one_hot(torch.tensor(dataset.with_format(None)["label"]), 10).float()
 
     monkeypatch.setattr(adversarial_stages, "_logits", always_right)
-    with pytest.raises(ValueError, match="at least 2 examples to edit, .* but 'mistakes' has 0; hold out more"):
+    with pytest.raises(ValueError, match="at least 4 examples, .* but 'mistakes' has 0; hold out more"):
         natural_adversarial.main(config)
