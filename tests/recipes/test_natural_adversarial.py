@@ -86,7 +86,8 @@ def test_folder_of_examples(tmp_path, capsys):
     natural_adversarial.main(config)
     assert "Table 5" in capsys.readouterr().out
     examples = read(tmp_path / "out/examples/examples.json")
-    assert len(examples["rows"]) == 12 and [len(examples[part]) for part in ("evaluation", "tuning", "train")] == [4, 2, 6]
+    assert len(examples["rows"]) == 12
+    assert [len(examples[part]) for part in ("evaluation", "tuning", "train")] == [4, 2, 6]
     assert sum(examples["counts"]) == 12 and examples["top_100"] == pytest.approx(1)
     neighbors = read(tmp_path / "out/neighbors/neighbors.json")
     assert len(neighbors) == 12 and all(0 <= index < 24 for index in neighbors)
