@@ -72,16 +72,34 @@ def continue_prompts(
         batch_size: Prompts of similar length decoded together.
         progress: Title of the progress bar, none if `None`.
     """
-    ids = tokenizer(list(prompts))["input_ids"]
-    texts = [""] * len(ids)
-    batches = batches_by_length([len(row) for row in ids], batch_size)
+    rows = continue_ids(
+        model,
+        tokenizer(list(prompts))["input_ids"],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def continue_ids(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    progress: str | None = None,
+) -> list[list[int]]:
+    """As [`continue_prompts`], of and in token ids: at most `max_new_tokens` each, up to the end."""
+    answers: list[list[int]] = [[]] * len(prompts)
+    batches = batches_by_length([len(row) for row in prompts], batch_size)
     for batch in tqdm(batches, desc=progress, disable=progress is None, unit="batch"):
-        inputs, mask = _left_padded([ids[index] for index in batch], _padding(model), model.device)
+        inputs, mask = _left_padded([prompts[index] for index in batch], _padding(model), model.device)
         with eval_mode(model):
             rows = _generate(model, inputs, mask, max_new_tokens)
         for index, row in zip(batch, rows, strict=True):
-            texts[index] = tokenizer.decode(row, skip_special_tokens=True)
-    return texts
+            answers[index] = row
+    return answers
 
 
 def _generate(
