@@ -29,7 +29,7 @@ setup(
         "editable_hf": ["py.typed"],
         "editable_hf.patches": ["templates/*"],
         "editable_hf.review": ["templates/*"],
-        "editable_hf.data": ["embedded_corpus/*"],
+        "editable_hf.data": ["embedded_corpus/*", "embedded_facts/*"],
     },
     entry_points={"console_scripts": ["editable-hf=editable_hf.cli:main"]},
     python_requires=">=3.11",
