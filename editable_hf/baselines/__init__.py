@@ -1,10 +1,10 @@
-"""What Editable Training is compared with: the baselines of section 4.1 (Table 3), fine-tuning on
-the corrected example, and a closed-form edit."""
+"""What Editable Training is compared with: the baselines of section 4.1 (Table 3), fine-tuning on the corrected
+example, a closed-form edit of classifiers, and the editors of facts in decoder-only language models."""
 
 from editable_hf.baselines.cnp import CNPConfig, CNPForImageClassification, ConditionEncoder
 from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
-from editable_hf.baselines.fine_tuning import fine_tune
+from editable_hf.baselines.fine_tuning import fine_tune, ft_l, loc_ft
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "feature_moment",
     "fine_tune",
     "flip_labels",
+    "ft_l",
+    "loc_ft",
     "normalize_fisher",
     "rank_one",
 ]
