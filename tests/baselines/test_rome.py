@@ -5,23 +5,12 @@ import copy
 import pytest
 import torch
 from causal_models import causal_model
-from facts_to_edit import DOWN, PROMPTS, TARGETS, all_facts, fact, target_nll
+from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, fact, states, target_nll
 
 from editable_hf import edit, edited, rmsprop
 from editable_hf.baselines import KeyCovariance, ValueSearch, key_covariances, rome
 
 NAMES = sorted(DOWN)
-TEXTS = torch.randint(3, 40, (60, 12), generator=torch.Generator().manual_seed(1)).tolist()
-ESSENCE = ([0, 5, 9, 22], 2)
-
-
-def states(model, layer, ids):
-    """What enters and what leaves a linear layer, `(length, width)` each."""
-    found = []
-    hook = model.get_submodule(layer).register_forward_hook(lambda _, args, output: found.append((args[0], output)))
-    logits = model(torch.tensor([ids])).logits[0]
-    hook.remove()
-    return found[0][0][0].detach(), found[0][1][0].detach(), logits
 
 
 def covariance_of(model, layer, **options):
