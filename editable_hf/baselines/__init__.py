@@ -6,6 +6,7 @@ from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, f
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
 from editable_hf.baselines.fine_tuning import fine_tune, ft_l, loc_ft
 from editable_hf.baselines.key_covariance import KeyCovariance, key_covariances
+from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.baselines.rome import rome
@@ -28,6 +29,7 @@ __all__ = [
     "ft_l",
     "key_covariances",
     "loc_ft",
+    "lora",
     "memit",
     "normalize_fisher",
     "rank_one",

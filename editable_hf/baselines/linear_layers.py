@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from editable_hf.core.editors import Params
@@ -23,6 +24,11 @@ class LinearLayer(NamedTuple):
 
     weight: str
     module: nn.Module
+
+    def shape(self, params: Params) -> torch.Size:
+        """`(out_features, in_features)`."""
+        shape = params[self.weight].shape
+        return shape[::-1] if isinstance(self.module, Conv1D) else shape
 
     def add(self, params: Params, change: Tensor) -> Params:
         """`params` with `change`, `(out_features, in_features)`, added to the weight. GPT-2's stores its transpose."""
