@@ -1,4 +1,8 @@
-"""Fine-tuning on the corrected example alone: what one would do about a mistake without a constraint or an editor."""
+"""Fine-tuning on the corrected example alone: what one would do about a mistake without a constraint or an editor.
+
+Facts of a decoder-only language model are tuned in the two ways of the literature. *Depth-first*: one request until it
+holds, kept near the weights as they were (`ft_l`). *Breadth-first*: all facts together, epoch after epoch (`loc_ft`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,11 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from editable_hf.core.editing import EditResult, edited
-from editable_hf.core.functional import eval_mode
+from editable_hf.baselines.facts import facts_of, target_batch, target_loss
+from editable_hf.core.constraints import Constraint
+from editable_hf.core.editing import EditFunction, EditResult, edited
+from editable_hf.core.editors import Params
+from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.selection import select_parameters
 
 
@@ -72,3 +79,127 @@ def fine_tune(
             optimizer.step()
     tuned = {name: param.detach() for name, param in params.items()}
     return EditResult(tuned, success, len(history) - 1, loss.detach(), history, failure)
+
+
+def ft_l(*, learning_rate: float = 5e-4, max_change: float = 5e-4) -> EditFunction:
+    """Constrained fine-tuning (FT-L): Adam on the target's loss, no weight further than `max_change` from its start.
+
+    Zhu et al. (2020), "Modifying Memories in Transformer Models", Eq. 3 with the L-infinity norm, as ROME's paper runs
+    it: `min -log p(target | prompt)` subject to `max_i |theta_i - theta0_i| <= delta`, by projection after each step.
+    Several facts are one batch.
+
+    Args:
+        learning_rate: Adam's.
+        max_change: delta.
+
+    Returns:
+        An editor for `edit(model, constraint, ft_l(), "layers.3.mlp.down_proj", max_steps)` with a
+        [`ContinuationConstraint`], or a [`JointConstraint`] of such: a step is one of Adam's, and the edit ends where
+        the constraint holds.
+    """
+
+    def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+        leaves, start = leaves_of(params), leaves_of(params)
+
+        @torch.no_grad()
+        def project() -> None:
+            for name, leaf in leaves.items():
+                leaf.clamp_(start[name] - max_change, start[name] + max_change)
+
+        optimizer = torch.optim.Adam(leaves.values(), learning_rate)
+        return until_it_holds(model, constraint, lambda: stored(leaves, params), optimizer, max_steps, project)
+
+    return tune
+
+
+def loc_ft(
+    *, learning_rate: float = 5e-4, batch_size: int = 100, stop_loss: float = 1e-2, seed: int = 0
+) -> EditFunction:
+    """Localized breadth-first fine-tuning (LocFT-BF): an ordinary training run on all facts, of one chosen layer.
+
+    Yang et al. (2025), "Fine-tuning Done Right in Model Editing": Adam on mini-batches of shuffled facts, epoch after
+    epoch, in place of one fact after another; the mean loss of the target's tokens. Its authors end every target with
+    the end-of-sequence token; do so in the requests.
+
+    Args:
+        learning_rate: Adam's.
+        batch_size: Facts of one update.
+        stop_loss: Batches below it make no update, and an epoch below it is the last; nats per token.
+        seed: Of the order of the facts.
+
+    Returns:
+        An editor for `edit(model, constraint, loc_ft(), "layers.22.mlp.down_proj", max_steps)` with a
+        [`JointConstraint`] of [`ContinuationConstraint`]s, or one of these. `max_steps` is the number of epochs at
+        most; the result counts one step, because looking at all alternatives after each epoch would take longer than
+        the epoch.
+    """
+
+    def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+        facts = facts_of(constraint)
+        with torch.no_grad():
+            before = constraint(model, params)
+        if before.item() <= 0 or max_steps == 0:
+            return params, before, [before.item()]
+        leaves = leaves_of(params)
+        optimizer, generator = torch.optim.Adam(leaves.values(), learning_rate), torch.Generator().manual_seed(seed)
+        whole = FunctionalModel(model.model, list(params), replay=False)  # no batch comes twice
+        for _ in range(max_steps):
+            total = 0.0
+            for chosen in torch.randperm(len(facts), generator=generator).split(batch_size):
+                batch = target_batch([facts[index] for index in chosen.tolist()])
+                loss = target_loss(whole, stored(leaves, params), batch)
+                total += loss.item() * len(chosen)
+                if loss.item() >= stop_loss:
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            if total / len(facts) < stop_loss:
+                break
+        with torch.no_grad():
+            after = constraint(model, tuned := stored(leaves, params))
+        return tuned, after, [before.item(), after.item()]
+
+    return tune
+
+
+def leaves_of(params: Params) -> Params:
+    """Copies that an optimizer can move, in float32 at least: small steps are lost in half precision."""
+    kinds = {name: torch.promote_types(param.dtype, torch.float32) for name, param in params.items()}
+    return {name: param.detach().to(kinds[name], copy=True).requires_grad_() for name, param in params.items()}
+
+
+def stored(leaves: Params, params: Params) -> Params:
+    """The copies in the precision of the model."""
+    return {name: leaf.to(params[name].dtype) for name, leaf in leaves.items()}
+
+
+def until_it_holds(
+    model: FunctionalModel,
+    constraint: Constraint,
+    weights: Callable[[], Params],
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    project: Callable[[], None] = lambda: None,
+) -> tuple[Params, Tensor, list[float]]:
+    """Minimizes the loss of the constraint's targets until the constraint holds, as an [`EditFunction`] returns it.
+
+    Args:
+        model: The model as a function of its edited parameters.
+        constraint: Says when it ends.
+        weights: The edited parameters as they now are, with graph to what the optimizer moves.
+        optimizer: Of the leaves behind them.
+        max_steps: Steps at most.
+        project: Called after each step.
+    """
+    batch, history = target_batch(facts_of(constraint)), []
+    while True:
+        params = weights()
+        with torch.no_grad():
+            l_e = constraint(model, params)
+        history.append(l_e.item())
+        if history[-1] <= 0 or len(history) > max_steps:
+            return params, l_e, history
+        optimizer.zero_grad()
+        target_loss(model, params, batch).backward()
+        optimizer.step()
+        project()

@@ -6,7 +6,6 @@ Not in the paper. It needs no gradient and no training, and moves nothing but on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from editable_hf.baselines.linear_layers import inputs_kept
 from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.models.extra_block import find_head
-from editable_hf.seams.torch_seam import intercepted
 
 
 def feature_moment(
@@ -127,12 +126,7 @@ def nearest_logits(logits: Tensor, target: int, margin: float = 0.0) -> Tensor:
 
 def _features(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """What enters the last linear layer, `(batch, width)`."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, forward: Any, features: Tensor) -> Tensor:
-        found.append(features)
-        return forward(features)
-
-    with intercepted([model.get_submodule(find_head(model))], keep):
+    head = model.get_submodule(find_head(model))
+    with inputs_kept([head]) as kept:
         model(**inputs)
-    return found[-1]
+    return kept[head]

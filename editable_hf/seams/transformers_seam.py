@@ -16,6 +16,9 @@ from transformers import initialization as init  # noqa: F401
 # Relies on `transformers.configuration_utils.SubConfigSpec` (5.21 to 5.24), to build a configuration within another.
 from transformers.configuration_utils import SubConfigSpec  # noqa: F401
 
+# Relies on `transformers.pytorch_utils.Conv1D` (5.21 to 5.24), GPT-2's linear layer, whose weight is transposed.
+from transformers.pytorch_utils import Conv1D  # noqa: F401
+
 # Relies on `transformers.trainer.TRAINER_STATE_NAME` (5.21 to 5.24), the file that a checkpoint gets last. Written out
 # here, because models need this module too and the import of `transformers.trainer` takes long.
 TRAINER_STATE_NAME = "trainer_state.json"
