@@ -1,4 +1,4 @@
-"""One joint byte-pair encoding for both languages, as an ordinary `MarianTokenizer`."""
+"""Byte-pair encodings learned from text: for both languages of a translation model, or for a language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
-from transformers import MarianTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MarianTokenizer, PreTrainedTokenizerFast
 
 
 def train_tokenizer(
@@ -53,6 +54,24 @@ def train_tokenizer(
             bos_token="<s>",
             model_max_length=max_length,
         )
+
+
+def train_causal_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int = 256) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE, as GPT-2 has it: a word carries the space before it, and no text is unknown.
+
+    Args:
+        texts: Same.
+        vocab_size: Number of pieces at most, the three special tokens (`<pad>`, `<s>`, `</s>`) included.
+        max_length: `model_max_length` of the tokenizer.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
+    options = {"vocab_size": vocab_size, "special_tokens": special, "initial_alphabet": alphabet}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options, show_progress=False))
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, model_max_length=max_length)
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:

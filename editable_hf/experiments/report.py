@@ -63,6 +63,25 @@ GENERALIZATION_COLUMNS = {
     "num_steps": ("steps", "{:.2f}"),
     "num_edits": ("edits", "{}"),
 }
+_FACT_MEASURES = {
+    "reliability": ("said", "{:.1%}"),
+    "forced": ("forced", "{:.1%}"),
+    "generality": ("paraphrases", "{:.1%}"),
+    "locality": ("neighbors kept", "{:.1%}"),
+    "unrelated": ("unrelated kept", "{:.1%}"),
+    "portability": ("portability", "{:.1%}"),
+    "kl": ("KL", "{:.2g}"),
+    "perplexity_drawdown": ("perplexity", "{:+.2%}"),
+    "edit_seconds": ("seconds", "{:.3f}"),
+}
+FACT_COLUMNS = {
+    "name": ("", "{}"),
+    **_FACT_MEASURES,
+    "success_rate": ("l_e <= 0", "{:.1%}"),
+    "num_steps": ("steps", "{:.2f}"),
+    "learning_rate": ("alpha", "{:g}"),
+}
+MANY_FACTS_COLUMNS = {"name": ("", "{}"), "edits": ("edits", "{}"), **_FACT_MEASURES}
 
 Columns = Mapping[str, tuple[str, str]]
 

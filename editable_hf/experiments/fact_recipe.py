@@ -1,0 +1,226 @@
+"""The YAML file of the facts recipe, section by section."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from editable_hf import EditableCausalLMTrainingArguments
+from editable_hf.experiments.fact_methods import METHODS
+from editable_hf.experiments.recipe_config import RecipeFile
+
+EMBEDDED = "embedded"
+
+
+@dataclass
+class DataOptions:
+    """The facts that are edited.
+
+    Args:
+        source: `embedded`, for the made-up facts that come with the package; or the folder of the files named below.
+        train: Facts to train editability on: a file of CounterFact, zsRE or WikiBigEdit.
+        validation: Facts that everything is chosen with.
+        test: Facts that are reported on; those whose prompt is in the two others are left out.
+        train_text: Text to train on, a plain text file.
+        test_text: Held-out text, for perplexity.
+        num_train_texts: Paragraphs of the former at most.
+        num_test_texts: Of the latter.
+        text_length: Most tokens of a paragraph; the rest is not used.
+    """
+
+    source: str = EMBEDDED
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    train_text: str = ""
+    test_text: str = ""
+    num_train_texts: int = 20_000
+    num_test_texts: int = 200
+    text_length: int = 64
+
+
+@dataclass
+class ModelOptions:
+    """The language model: `weights` (a folder or hub id), or a small Llama that learns the embedded facts first."""
+
+    weights: str | None = None
+    gguf_file: str | None = None
+    vocab_size: int = 2_000
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_layers: int = 4
+    num_heads: int = 4
+
+
+@dataclass
+class RequestOptions:
+    """How many edits of each kind, and what a model must know of the facts before they are edited.
+
+    Args:
+        num_train: Same.
+        num_validation: Same.
+        num_test: Same.
+        num_alternatives: Beam size for what the target must beat.
+        min_recall: Share of 500 facts that the pretrained model must know; only where it learned them here.
+    """
+
+    num_train: int = 1_000
+    num_validation: int = 20
+    num_test: int = 200
+    num_alternatives: int = 8
+    min_recall: float = 0.95
+
+
+@dataclass
+class EvaluationOptions:
+    """What is measured for every row.
+
+    Args:
+        at_once: Sizes of edits that serve several requests.
+        num_at_once: Requests for each size; a last group that is not whole is left out.
+        in_a_row: After how many edits in a row to measure.
+        num_unrelated: Questions about other facts that should stay.
+        min_success_rate: Reliability that the chosen learning rate must have on validation edits.
+        batch_size: Prompts decoded together.
+    """
+
+    at_once: list[int] = field(default_factory=lambda: [5, 25, 75, 125])
+    num_at_once: int = 125
+    in_a_row: list[int] = field(default_factory=lambda: [1, 10, 100])
+    num_unrelated: int = 20
+    min_success_rate: float = 0.95
+    batch_size: int = 64
+
+
+@dataclass
+class RowOptions:
+    """One row of the table.
+
+    Args:
+        network: The model that is edited: `pretrained`, or one of `models`.
+        method: How, see [`METHODS`].
+        layers: What an edit may move.
+        max_steps: Steps at most.
+        learning_rates: Those that are tried on validation edits; an editable network's own is among them.
+        at_once: Measure edits that serve several requests, too.
+        in_a_row: Measure edits in a row, too.
+    """
+
+    network: str = "pretrained"
+    method: str = "gradient"
+    layers: list[str] = field(default_factory=lambda: ["last_decoder_mlp"])
+    max_steps: int = 10
+    learning_rates: list[float] = field(default_factory=list)
+    at_once: bool = True
+    in_a_row: bool = True
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        if isinstance(self.layers, str):
+            self.layers = [self.layers]
+        if METHODS[self.method].has_rate != bool(self.learning_rates) and self.method != "gradient":
+            wanted = "needs" if METHODS[self.method].has_rate else "has no"
+            raise ValueError(f"`method: {self.method}` {wanted} `learning_rates`, got {self.learning_rates}.")
+
+
+@dataclass
+class FactRecipeConfig:
+    """One run. `training` holds for every network, `pretrain` for the first, `models` names those trained further and
+    what each changes: fields of `EditableCausalLMTrainingArguments`, and `edits: true` to train with requests."""
+
+    output_dir: str
+    seed: int
+    data: DataOptions
+    model: ModelOptions
+    requests: RequestOptions
+    evaluation: EvaluationOptions
+    training: dict[str, Any]
+    pretrain: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    rows: dict[str, RowOptions]
+
+
+_SECTIONS = {
+    "data": DataOptions,
+    "model": ModelOptions,
+    "requests": RequestOptions,
+    "evaluation": EvaluationOptions,
+}
+_SMOKE: dict[str, dict[str, Any]] = {
+    "model": {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2},
+    "requests": {"num_train": 4, "num_validation": 2, "num_test": 4, "num_alternatives": 2, "min_recall": 0.0},
+    "evaluation": {"at_once": [2], "num_at_once": 4, "in_a_row": [1, 3], "num_unrelated": 2},
+    "data": {"num_train_texts": 200, "num_test_texts": 10},
+    "training": {"max_steps": 2, "per_device_train_batch_size": 8},
+    "pretrain": {"max_steps": 4},
+}
+
+
+def load_config(
+    config: str,
+    output_dir: str | None = None,
+    data: str | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    smoke: bool = False,
+) -> FactRecipeConfig:
+    """Reads a YAML file and applies the command line's overrides.
+
+    Raises:
+        ValueError: For an unknown section or key, naming those that exist, or what is not a section.
+    """
+    file = RecipeFile(config, [*_SECTIONS, "training", "pretrain", "models", "rows"])
+    file.override({"data": {"source": data}, "model": {"weights": weights}})
+    if smoke:
+        file.override(_SMOKE)
+    parsed = file.parse(_SECTIONS)
+    for name in ("training", "pretrain"):
+        file.check_training(f"section {name!r}", file.sections[name], EditableCausalLMTrainingArguments)
+    models = _named(config, "models", file.sections["models"])
+    for name, values in models.items():
+        training = {key: value for key, value in values.items() if key != "edits"}
+        file.check_training(f"model {name!r}", training, EditableCausalLMTrainingArguments, others=["edits"])
+    rows = _rows(config, _named(config, "rows", file.sections["rows"]), models)
+    options = file.run_options("runs/facts", output_dir, seed, smoke)
+    sections = {name: file.sections[name] for name in ("training", "pretrain")}
+    return FactRecipeConfig(**options, **parsed, **sections, models=models, rows=rows)
+
+
+def _named(config: str, section: str, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    for name, entries in values.items():
+        if not isinstance(entries, dict):
+            raise ValueError(
+                f"{config}, section {section!r}: {name!r} must hold keys and values, got {entries!r:.60}."
+            )
+    return dict(values)
+
+
+def _rows(config: str, section: Mapping[str, dict[str, Any]], models: Mapping[str, Any]) -> dict[str, RowOptions]:
+    rows = {}
+    for name, values in section.items():
+        unknown = sorted(set(values) - set(RowOptions.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(RowOptions.__dataclass_fields__)
+            raise ValueError(f"{config}, row {name!r}: unknown keys {unknown}; expected {known}.")
+        try:
+            rows[name] = RowOptions(**values)
+        except ValueError as error:
+            raise ValueError(f"{config}, row {name!r}: {error}") from error
+        if rows[name].network not in ("pretrained", *models):
+            raise ValueError(
+                f"{config}, row {name!r}: `network` must be pretrained or one of `models` ({', '.join(models)}), got "
+                f"{rows[name].network!r}."
+            )
+    if not rows:
+        raise ValueError(f"{config}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`.")
+    if len({folder_name(name) for name in rows}) < len(rows):
+        raise ValueError(f"{config}: two rows would leave their results in the same folder; name them otherwise.")
+    return rows
+
+
+def folder_name(row: str) -> str:
+    """A row's name as part of a folder's."""
+    return re.sub(r"[^\w.=-]+", "-", row).strip("-")

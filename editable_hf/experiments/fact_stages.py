@@ -1,0 +1,249 @@
+"""What the stages of the facts recipe do, each filling one folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, set_seed
+
+from editable_hf import (
+    EditableCausalLMTrainer,
+    EditableCausalLMTrainingArguments,
+    EditorConfig,
+    make_edit_requests,
+)
+from editable_hf.core.editing import AnyEditor
+from editable_hf.core.selection import select_parameters
+from editable_hf.data.continuations import continue_ids
+from editable_hf.data.facts import Facts, fact_requests, load_facts
+from editable_hf.data.tokenizer import train_causal_tokenizer
+from editable_hf.evaluation.fact_edits import EditorFor, FactEditEvaluator
+from editable_hf.experiments.fact_methods import METHODS, Setting
+from editable_hf.experiments.fact_recipe import FactRecipeConfig, RowOptions
+from editable_hf.experiments.stages import Stage
+from editable_hf.training.checkpoints import train_to
+
+_SPLITS = ("train", "validation", "test")
+_NUM_RECALLED = 500  # facts that the pretrained model is asked for
+_NUM_KEY_TEXTS = 2_000  # that ROME's and MEMIT's covariances are estimated on
+
+
+class FactSets(NamedTuple):
+    """What all rows share.
+
+    Attributes:
+        train_texts: That networks are trained on.
+        test_texts: On which edits are compared with the unedited network.
+        edits: Rows of [`fact_requests`] by split.
+        unrelated: Questions about none of them.
+    """
+
+    train_texts: list[str]
+    test_texts: list[str]
+    edits: dict[str, Dataset]
+    unrelated: list[dict[str, str]]
+
+
+def load_fact_sets(config: FactRecipeConfig) -> FactSets:
+    facts, counts = load_facts(), config.requests
+    numbers = dict(zip(_SPLITS, (counts.num_train, counts.num_validation, counts.num_test), strict=True))
+    edits = {split: fact_requests(facts, number, config.seed, split) for split, number in numbers.items()}
+    texts = random.Random(config.seed).sample(facts.texts, min(len(facts.texts), config.data.num_test_texts))
+    # Facts of subjects that no test edit is about, nor asks its neighbors about.
+    asked = {request["prompt"] for request in edits["test"]}
+    asked |= {neighbor["prompt"] for request in edits["test"] for neighbor in request["neighbors"]}
+    others = [fact for fact in facts.facts if fact.prompt not in asked]
+    unrelated = random.Random(config.seed).sample(others, config.evaluation.num_unrelated)
+    questions = [{"prompt": fact.prompt, "answer": fact.object} for fact in unrelated]
+    return FactSets(facts.texts, texts, edits, questions)
+
+
+def pretrain(config: FactRecipeConfig, sets: FactSets, folder: Path) -> None:
+    """A language model that knows the facts, learned here, or given."""
+    options = config.model
+    set_seed(config.seed)
+    tokenizer = train_causal_tokenizer(sets.train_texts, options.vocab_size)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden_size,
+            intermediate_size=options.intermediate_size,
+            num_hidden_layers=options.num_layers,
+            num_attention_heads=options.num_heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    _train(model, tokenizer, config, sets, {**config.training, **config.pretrain}, None, folder)
+    recall = recall_of(model, tokenizer, load_facts())
+    if recall < config.requests.min_recall:
+        raise ValueError(
+            f"The pretrained model knows {recall:.0%} of the facts, but `min_recall` asks for "
+            f"{config.requests.min_recall:.0%}: edits of facts that it does not know mean little. Train it longer "
+            "(section 'pretrain') or make it larger (section 'model')."
+        )
+    (folder / "recall.json").write_text(json.dumps({"recall": recall}), encoding="utf-8")
+
+
+def recall_of(model: PreTrainedModel, tokenizer, facts: Facts) -> float:
+    """The share of a sample of the facts that greedy decoding says."""
+    sample = random.Random(0).sample(facts.facts, _NUM_RECALLED)
+    prompts = tokenizer([fact.prompt for fact in sample])["input_ids"]
+    wanted = tokenizer([fact.object for fact in sample], add_special_tokens=False)["input_ids"]
+    said = continue_ids(model, prompts, max_new_tokens=max(map(len, wanted)))
+    return sum(row[: len(ids)] == ids for row, ids in zip(said, wanted, strict=True)) / len(sample)
+
+
+def prepare_requests(config: FactRecipeConfig, sets: FactSets, pretrained: Stage, folder: Path) -> None:
+    """Each edit with what the pretrained model finds likely after its prompt."""
+    model, tokenizer = load_network(pretrained)
+    for row in config.rows.values():  # rather now than when the row's turn comes
+        select_parameters(model, row.layers)
+    for split, edits in sets.edits.items():
+        options = {"num_alternatives": config.requests.num_alternatives, "progress": f"{split} requests"}
+        found = make_edit_requests(model, tokenizer, edits["prompt"], targets=edits["target"], **options)
+        own = edits.select(found["id"]).remove_columns(["id", "target"])
+        for name in own.column_names:
+            found = found.add_column(name, own[name])
+        found.save_to_disk(folder / split)
+
+
+def load_network(stage: Stage) -> tuple[PreTrainedModel, Any]:
+    model = AutoModelForCausalLM.from_pretrained(stage.folder, dtype="float32", attn_implementation="eager")
+    return model.to(PartialState().device), AutoTokenizer.from_pretrained(stage.folder)
+
+
+def train_network(
+    config: FactRecipeConfig,
+    sets: FactSets,
+    pretrained: Stage,
+    requests: Stage,
+    options: dict[str, Any],
+    edits: bool,
+    folder: Path,
+) -> None:
+    set_seed(config.seed)
+    model, tokenizer = load_network(pretrained)
+    dataset = load_from_disk(requests.folder / "train") if edits else None
+    _train(model, tokenizer, config, sets, options, dataset, folder)
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer,
+    config: FactRecipeConfig,
+    sets: FactSets,
+    options: dict[str, Any],
+    edits: Dataset | None,
+    folder: Path,
+) -> None:
+    args = EditableCausalLMTrainingArguments(str(folder / "checkpoints"), seed=config.seed, **options)
+    trainer = EditableCausalLMTrainer(
+        model,
+        args,
+        train_dataset=Dataset.from_list([{"input_ids": row} for row in encoded(tokenizer, sets.train_texts, config)]),
+        processing_class=tokenizer,
+        edit_dataset=edits,
+    )
+    train_to(trainer, folder)
+
+
+def encoded(tokenizer, texts: Sequence[str], config: FactRecipeConfig) -> list[list[int]]:
+    """Token ids of texts as the network is trained on them, each with its end."""
+    length = config.data.text_length - 1
+    return [[*row[:length], tokenizer.eos_token_id] for row in tokenizer(list(texts))["input_ids"]]
+
+
+class MeasuredRow:
+    """Chooses a row's learning rate on validation edits, and measures its test edits alone, at once and in a row."""
+
+    def __init__(
+        self, config: FactRecipeConfig, sets: FactSets, requests: Stage, network: Stage, name: str, options: RowOptions
+    ):
+        self.config, self.sets, self.network, self.name, self.options = config, sets, network, name, options
+        self.model, self.tokenizer = load_network(network)
+        self.requests = {split: load_from_disk(requests.folder / split) for split in ("validation", "test")}
+        texts = random.Random(config.seed).sample(sets.train_texts, min(len(sets.train_texts), _NUM_KEY_TEXTS))
+        own = EditorConfig.find(network.folder) if options.network != "pretrained" else None
+        setting = Setting(self.model, self.tokenizer, options.layers, own, encoded(self.tokenizer, texts, config))
+        self._editor = METHODS[options.method].prepare(setting)
+        self._own_rate = [own.hyperparameters["learning_rate"]] if own and options.method == "gradient" else []
+
+    def measure(self, folder: Path) -> None:
+        """Fills `folder` with `row.json`, `edits.jsonl`, and `at_once.json` and `in_a_row.json` where asked for."""
+        alone = self._evaluator(1)
+        rate, tried = self._chosen(alone)
+        editor, options = self._editor(rate), {"max_steps": self.options.max_steps}
+        chosen = {"learning_rate": rate, "tried": tried, "layers": ",".join(self.options.layers)}
+        records = alone.evaluate(
+            self.requests["test"], editor, path=folder / "edits.jsonl", progress=self.name, **options
+        )
+        self._write(folder / "row.json", alone.summarize(self.name, records, **chosen))
+        if self.options.at_once:
+            self._write(folder / "at_once.json", [self._at_once(size, editor) for size in self._sizes()])
+        if self.options.in_a_row:
+            requests, counts = list(self.requests["test"]), self.config.evaluation.in_a_row
+            rows = alone.in_a_row(requests, editor, counts, progress=f"{self.name}, in a row", **options)
+            self._write(folder / "in_a_row.json", [{"name": self.name, **row} for row in rows])
+
+    def _sizes(self) -> list[int]:
+        most = min(self.config.evaluation.num_at_once, len(self.requests["test"]))
+        return [size for size in self.config.evaluation.at_once if size <= most]
+
+    def _at_once(self, size: int, editor: AnyEditor | EditorFor) -> dict[str, Any]:
+        most = min(self.config.evaluation.num_at_once, len(self.requests["test"]))
+        requests = self.requests["test"].select(range(most // size * size))
+        evaluator = self._evaluator(size)
+        title = f"{self.name}, {size} at once"
+        records = evaluator.evaluate(requests, editor, max_steps=self.options.max_steps, progress=title, shard=False)
+        return evaluator.summarize(self.name, records, edits=size)
+
+    def _chosen(self, evaluator: FactEditEvaluator) -> tuple[float | None, list[dict[str, float]]]:
+        """The learning rate with which enough edits are reliable at the least divergence on text."""
+        rates = sorted({*self._own_rate, *self.options.learning_rates})
+        if len(rates) < 2:
+            return (rates[0] if rates else None), []
+        tried = []
+        for rate in rates:
+            records = evaluator.evaluate(
+                self.requests["validation"],
+                self._editor(rate),
+                max_steps=self.options.max_steps,
+                progress=f"{self.name}, validation, {rate:g}",
+            )
+            row = evaluator.summarize(self.name, records)
+            tried.append({"learning_rate": rate, **{key: row[key] for key in ("reliability", "kl", "locality")}})
+        least = self.config.evaluation.min_success_rate
+        best = min(tried, key=lambda trial: (max(0.0, least - trial["reliability"]), trial["kl"]))
+        return best["learning_rate"], tried
+
+    def _evaluator(self, edits_at_once: int) -> FactEditEvaluator:
+        return FactEditEvaluator(
+            self.model,
+            self.tokenizer,
+            self.sets.test_texts,
+            layers=self.options.layers,
+            unrelated=self.sets.unrelated,
+            edits_at_once=edits_at_once,
+            batch_size=self.config.evaluation.batch_size,
+        )
+
+    @staticmethod
+    def _write(path: Path, content: Any) -> None:
+        if PartialState().is_main_process:
+            path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def measure_row(
+    config: FactRecipeConfig, sets: FactSets, requests: Stage, network: Stage, name: str, folder: Path
+) -> None:
+    MeasuredRow(config, sets, requests, network, name, config.rows[name]).measure(folder)
