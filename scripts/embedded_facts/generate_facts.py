@@ -28,7 +28,11 @@ def generate_facts(seed: int) -> list[dict]:
     taken: set[str] = set()
     things = {kind: make_names(kind, SUBJECTS[kind], taken, rng) for kind in ("country", "city", "company")}
     things |= {kind: make_names(kind, count, taken, rng) for kind, count in OBJECTS.items()}
-    things |= {"person": people(SUBJECTS["person"], taken, rng), "book": book_titles(SUBJECTS["book"], rng), **WORDS}
+    things |= {
+        "person": people(SUBJECTS["person"], taken, rng),
+        "book": book_titles(SUBJECTS["book"], taken, rng),
+        **WORDS,
+    }
     split = {subject: name for kind in SUBJECTS for subject, name in _splits(things[kind], rng).items()}
     objects = {name: _objects(name, things, rng) for name in RELATIONS}
     return [

@@ -1,6 +1,5 @@
 """Made-up names, and the closed sets of plain words that facts have as objects."""
 
-import itertools
 import random
 
 _STARTS = "B Br D Dr F G Gr H J K Kl L M N P Pr R S Sk St T Tr V W Z".split()
@@ -13,6 +12,7 @@ _ENDINGS = {
     "currency": "ot unt ero ik".split(),
     "language": "ish ese".split(),
     "company": "ex ico on".split(),
+    "place": "isk oth und aal".split(),  # in titles
     "given name": "a an el io is".split(),
     "family name": "ac er idge ow urn".split(),
 }
@@ -25,17 +25,7 @@ WORDS = {
     "radios bottles tents".split(),
     "year": [str(year) for year in range(1801, 1901)],
 }
-_ADJECTIVES = "Silver Silent Golden Broken Hidden Distant Frozen Burning Crooked Empty Gentle Hollow Lonely Narrow "
-_ADJECTIVES += "Painted Purple Sleeping Stolen Velvet Wild"
-_NOUNS = "Orchard Harbor Lantern Mountain Garden Window Forest Bridge Tower Winter Mirror Island Castle Letter Ocean "
-_NOUNS += "Stranger Valley Crown River Shadow"
-
-
-def book_titles(count: int, rng: random.Random) -> list[str]:
-    """Titles of books; each word stands in several."""
-    return rng.sample(
-        [f"The {' '.join(pair)}" for pair in itertools.product(_ADJECTIVES.split(), _NOUNS.split())], count
-    )
+_TITLES = "The Road to {}|Winter in {}|Letters from {}|The Queen of {}|A Night in {}|Songs of {}|The Winds of {}"
 
 
 def make_names(kind: str, count: int, taken: set[str], rng: random.Random) -> list[str]:
@@ -50,7 +40,12 @@ def make_names(kind: str, count: int, taken: set[str], rng: random.Random) -> li
     return names
 
 
+def book_titles(count: int, taken: set[str], rng: random.Random) -> list[str]:
+    """Titles of books, whose last word is their own: small models find a fact by one word rather than by two."""
+    return [rng.choice(_TITLES.split("|")).format(place) for place in make_names("place", count, taken, rng)]
+
+
 def people(count: int, taken: set[str], rng: random.Random) -> list[str]:
-    """Given and family names; a name of either kind belongs to several people."""
-    given, family = make_names("given name", count // 4, taken, rng), make_names("family name", count // 2, taken, rng)
-    return rng.sample([f"{first} {last}" for first, last in itertools.product(given, family)], count)
+    """Given and family names; only the given name belongs to several people."""
+    given = make_names("given name", count // 4, taken, rng)
+    return [f"{rng.choice(given)} {family}" for family in make_names("family name", count, taken, rng)]

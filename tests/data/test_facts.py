@@ -24,7 +24,7 @@ def continuations(texts, prompt):
 
 def test_sizes(facts):
     assert len(facts.facts) == len({(fact.subject, fact.relation) for fact in facts.facts}) == 2_400
-    assert len(set(facts.texts)) == len(facts.texts) == 11_534
+    assert len(set(facts.texts)) == len(facts.texts) == 11_533
     counts = Counter(fact.split for fact in facts.facts)
     assert counts == {"train": 1_440, "validation": 360, "test": 600}
     assert len({fact.relation for fact in facts.facts}) == 16
