@@ -5,6 +5,7 @@ from editable_hf.baselines.cnp import CNPConfig, CNPForImageClassification, Cond
 from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
 from editable_hf.baselines.fine_tuning import fine_tune, ft_l, loc_ft
+from editable_hf.baselines.grace import Grace
 from editable_hf.baselines.key_covariance import KeyCovariance, key_covariances
 from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
@@ -19,6 +20,7 @@ __all__ = [
     "ConditionEncoder",
     "DkNNConfig",
     "DkNNForImageClassification",
+    "Grace",
     "KeyCovariance",
     "ValueSearch",
     "diagonal_fisher",
