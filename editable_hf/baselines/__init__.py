@@ -11,6 +11,7 @@ from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.baselines.rome import rome
+from editable_hf.baselines.ultra_edit import UltraEdit
 from editable_hf.baselines.value_search import ValueSearch
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "DkNNForImageClassification",
     "Grace",
     "KeyCovariance",
+    "UltraEdit",
     "ValueSearch",
     "diagonal_fisher",
     "ewc",
