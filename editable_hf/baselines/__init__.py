@@ -5,11 +5,13 @@ from editable_hf.baselines.cnp import CNPConfig, CNPForImageClassification, Cond
 from editable_hf.baselines.dknn import DkNNConfig, DkNNForImageClassification, flip_labels
 from editable_hf.baselines.ewc import EWC_WEIGHTS, diagonal_fisher, ewc, normalize_fisher
 from editable_hf.baselines.fine_tuning import fine_tune, ft_l, loc_ft
+from editable_hf.baselines.grace import Grace
 from editable_hf.baselines.key_covariance import KeyCovariance, key_covariances
 from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.baselines.rome import rome
+from editable_hf.baselines.ultra_edit import UltraEdit
 from editable_hf.baselines.value_search import ValueSearch
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "ConditionEncoder",
     "DkNNConfig",
     "DkNNForImageClassification",
+    "Grace",
     "KeyCovariance",
+    "UltraEdit",
     "ValueSearch",
     "diagonal_fisher",
     "ewc",
