@@ -69,7 +69,7 @@ class FactEditEvaluator(EditEvaluator):
         ValueError: If `layers` selects nothing, or there are no texts of two tokens.
     """
 
-    request_keys = ("id", "prompt", "target")
+    request_keys = ("id", "source", "target")
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ def prepare_requests(config: FactRecipeConfig, sets: FactSets, pretrained: Stage
     for split, edits in sets.edits.items():
         options = {"num_alternatives": config.requests.num_alternatives, "progress": f"{split} requests"}
         found = make_edit_requests(model, tokenizer, edits["prompt"], targets=edits["target"], **options)
-        own = edits.select(found["id"]).remove_columns(["id", "target"])
+        own = edits.select(found["id"]).remove_columns(["id", "prompt", "target"])
         for name in own.column_names:
             found = found.add_column(name, own[name])
         found.save_to_disk(folder / split)
