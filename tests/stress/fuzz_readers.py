@@ -3,10 +3,10 @@
     python tests/stress/fuzz_readers.py --minutes 10
     python tests/stress/fuzz_readers.py --readers patch payload --minutes 2 --seed 7
 
-Readers: a translation folder, WIT3's archive and its XML, JSONL requests, `patch.json`, a patch's payload (with a
-checksum that fits, as an attacker would see to), `editor_config.json`. hypothesis damages a valid file and shrinks
-what it finds. A finding is an exception that is no ValueError or OSError of ours, more than five seconds for one file,
-or a model that a refused patch has changed. Exits with 1 if there is any.
+Readers: a translation folder, WIT3's archive and its XML, JSONL requests, edits of facts, `patch.json`, a patch's
+payload (with a checksum that fits, as an attacker would see to), `editor_config.json`. hypothesis damages a valid file
+and shrinks what it finds. A finding is an exception that is no ValueError or OSError of ours, more than five seconds
+for one file, or a model that a refused patch has changed. Exits with 1 if there is any.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from editable_hf import EditorConfig, edited
 from editable_hf.core.editing import EditResult
+from editable_hf.data.fact_files import read_fact_requests
 from editable_hf.data.parallel_folder import read_parallel_folder
 from editable_hf.data.requests import read_corrections
 from editable_hf.data.wit3 import TEST_SETS, read_wit3
@@ -118,6 +119,18 @@ def requests_reader(folder: Path) -> Reader:
         read_corrections(path)
 
     return damaged("".join(json.dumps(line) + "\n" for line in lines).encode()), read
+
+
+def facts_reader(folder: Path) -> Reader:
+    path = folder / "facts.json"
+    keys = ("subject", "src", "pred", "rephrase", "alt", "loc", "loc_ans")
+    rows = [{key: f"{key} {number}" for key in keys} for number in range(2)]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        read_fact_requests(path)
+
+    return damaged(json.dumps(rows).encode()), read
 
 
 def patch_files(folder: Path) -> Tiny:
@@ -205,6 +218,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "archive": archive_reader,
     "xml": xml_reader,
     "requests": requests_reader,
+    "facts": facts_reader,
     "patch": patch_reader,
     "payload": payload_reader,
     "editor_config": editor_reader,
