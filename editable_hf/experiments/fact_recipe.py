@@ -23,11 +23,11 @@ class DataOptions:
         train: Facts to train editability on: a file of CounterFact, zsRE or WikiBigEdit.
         validation: Facts that everything is chosen with.
         test: Facts that are reported on; those whose prompt is in the two others are left out.
-        train_text: Text to train on, a plain text file.
+        train_text: Text to train on, a plain text file of which each line of ten words or more is used.
         test_text: Held-out text, for perplexity.
-        num_train_texts: Paragraphs of the former at most.
+        num_train_texts: Lines of the former at most.
         num_test_texts: Of the latter.
-        text_length: Most tokens of a paragraph; the rest is not used.
+        text_length: Most tokens of a line; the rest is not used.
     """
 
     source: str = EMBEDDED
@@ -40,13 +40,21 @@ class DataOptions:
     num_test_texts: int = 200
     text_length: int = 64
 
+    def __post_init__(self):
+        files = ("train", "validation", "test", "train_text", "test_text")
+        given = [name for name in files if getattr(self, name)]
+        if given != ([] if self.source == EMBEDDED else list(files)):
+            raise ValueError(
+                f"`source` is {EMBEDDED!r} and no file is named, or it is a folder with files that are all named "
+                f"({', '.join(files)}); got source={self.source!r} with {', '.join(given) or 'none'}."
+            )
+
 
 @dataclass
 class ModelOptions:
     """The language model: `weights` (a folder or hub id), or a small Llama that learns the embedded facts first."""
 
     weights: str | None = None
-    gguf_file: str | None = None
     vocab_size: int = 2_000
     hidden_size: int = 128
     intermediate_size: int = 512

@@ -21,15 +21,18 @@ from editable_hf import (
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.continuations import continue_ids
+from editable_hf.data.fact_files import read_fact_requests
 from editable_hf.data.facts import Facts, fact_requests, load_facts
+from editable_hf.data.text_lines import read_lines
 from editable_hf.data.tokenizer import train_causal_tokenizer
 from editable_hf.evaluation.fact_edits import EditorFor, FactEditEvaluator
 from editable_hf.experiments.fact_methods import METHODS, Setting
-from editable_hf.experiments.fact_recipe import FactRecipeConfig, RowOptions
+from editable_hf.experiments.fact_recipe import EMBEDDED, FactRecipeConfig, RowOptions
 from editable_hf.experiments.stages import Stage
 from editable_hf.training.checkpoints import train_to
 
 _SPLITS = ("train", "validation", "test")
+_SHORTEST = 10  # words of a line of text that is used
 _NUM_RECALLED = 500  # facts that the pretrained model is asked for
 _NUM_KEY_TEXTS = 2_000  # that ROME's and MEMIT's covariances are estimated on
 
@@ -51,6 +54,11 @@ class FactSets(NamedTuple):
 
 
 def load_fact_sets(config: FactRecipeConfig) -> FactSets:
+    """The facts that come with the package, or those of the public files that the configuration names."""
+    return _embedded_sets(config) if config.data.source == EMBEDDED else _public_sets(config)
+
+
+def _embedded_sets(config: FactRecipeConfig) -> FactSets:
     facts, counts = load_facts(), config.requests
     numbers = dict(zip(_SPLITS, (counts.num_train, counts.num_validation, counts.num_test), strict=True))
     edits = {split: fact_requests(facts, number, config.seed, split) for split, number in numbers.items()}
@@ -64,10 +72,34 @@ def load_fact_sets(config: FactRecipeConfig) -> FactSets:
     return FactSets(facts.texts, texts, edits, questions)
 
 
+def _public_sets(config: FactRecipeConfig) -> FactSets:
+    data, folder, edits = config.data, Path(config.data.source), {}
+    counts = (config.requests.num_train, config.requests.num_validation, config.requests.num_test)
+    known: set[tuple[str, str]] = set()
+    for split, count in zip(_SPLITS, counts, strict=True):
+        rows = read_fact_requests(folder / getattr(data, split))
+        pairs = list(zip(rows["subject"], rows["prompt"], strict=True))
+        new = [index for index, pair in enumerate(pairs) if pair not in known]
+        chosen = random.Random(config.seed).sample(new, min(count, len(new)))
+        edits[split] = rows.select(chosen)
+        known |= {pairs[index] for index in chosen}
+    asked = [each for row in edits["validation"]["neighbors"] for each in row if each["answer"]]
+    texts = {}
+    for name, count in (("train_text", data.num_train_texts), ("test_text", data.num_test_texts)):
+        lines = [line for line in read_lines(folder / getattr(data, name)) if len(line.split()) >= _SHORTEST]
+        texts[name] = random.Random(config.seed).sample(lines, min(count, len(lines)))
+    return FactSets(texts["train_text"], texts["test_text"], edits, asked[: config.evaluation.num_unrelated])
+
+
 def pretrain(config: FactRecipeConfig, sets: FactSets, folder: Path) -> None:
     """A language model that knows the facts, learned here, or given."""
     options = config.model
     set_seed(config.seed)
+    if options.weights is not None:
+        if PartialState().is_main_process:
+            AutoModelForCausalLM.from_pretrained(options.weights, dtype="float32").save_pretrained(folder)
+            AutoTokenizer.from_pretrained(options.weights).save_pretrained(folder)
+        return
     tokenizer = train_causal_tokenizer(sets.train_texts, options.vocab_size)
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(
