@@ -39,7 +39,7 @@ def apply_patches(model: PreTrainedModel, patches: PatchLike | Sequence[PatchLik
         >>> apply_patches(model, ["me/fix-1", "fixes/2"])  # doctest: +SKIP
         >>> revert_patches(model, 2)  # doctest: +SKIP
     """
-    chosen, given, model = _loaded(patches), model, uncompiled(model)
+    chosen, given, model = loaded_patches(patches), model, uncompiled(model)
     stack, moves = applied_patches(model), _Moves(model)
     for patch in chosen:
         if patch.fingerprint in stack:
@@ -91,7 +91,7 @@ def revert_patches(model: PreTrainedModel, patches: int | PatchLike | Sequence[P
             )
         chosen = [held[fingerprint] for fingerprint in last]
     else:
-        chosen = _loaded(patches)
+        chosen = loaded_patches(patches)
     by_fingerprint = {patch.fingerprint: patch for patch in chosen}
     last = stack[len(stack) - len(chosen) :]
     if set(by_fingerprint) != set(last) or len(last) != len(chosen):
@@ -109,7 +109,8 @@ def revert_patches(model: PreTrainedModel, patches: int | PatchLike | Sequence[P
     return given
 
 
-def _loaded(patches: PatchLike | Sequence[PatchLike]) -> list[Patch]:
+def loaded_patches(patches: PatchLike | Sequence[PatchLike]) -> list[Patch]:
+    """One or several patches, read where they are given by folder or hub id."""
     several = [patches] if isinstance(patches, PatchLike) else list(patches)
     return [patch if isinstance(patch, Patch) else Patch.from_pretrained(patch) for patch in several]
 
