@@ -55,9 +55,9 @@ class ModelOptions:
     """The language model: `weights` (a folder or hub id), or a small Llama that learns the embedded facts first."""
 
     weights: str | None = None
-    vocab_size: int = 2_000
+    vocab_size: int = 6_000
     hidden_size: int = 128
-    intermediate_size: int = 512
+    intermediate_size: int = 256
     num_layers: int = 4
     num_heads: int = 4
 
