@@ -39,7 +39,9 @@ def gradient_factors(
         loss = target_losses(model(params, **batch.inputs, use_cache=False).logits, batch.labels).sum()
     grads = torch.autograd.grad(loss, [probes[module] for module in modules])
     kind = torch.promote_types(grads[0].dtype, torch.float32)
-    return [(inputs[module].to(kind), grad.to(kind)) for module, grad in zip(modules, grads, strict=True)]
+    shape = (*batch.labels.shape, -1)  # OPT's layers are given the tokens of all rows in one
+    pairs = zip(modules, grads, strict=True)
+    return [(inputs[module].to(kind).view(shape), grad.to(kind).view(shape)) for module, grad in pairs]
 
 
 class RunningStatistics(nn.Module):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from causal_models import causal_model
-from facts_to_edit import DOWN, PROMPTS, TARGETS, TEXTS, all_facts, fact, target_nll
+from facts_to_edit import DOWN, PROMPTS, TARGETS, TEXTS, all_facts, change_of, fact, target_nll
 from torch import nn
 
 from editable_hf import ContinuationConstraint, edit, edited
@@ -44,12 +44,7 @@ def factors(model, layer, index):
     hook = module.register_forward_hook(keep)
     target_nll(model, index).backward()
     hook.remove()
-    return found[0][0].detach(), found[1].grad[0]
-
-
-def change_of(result, model, layer):
-    change = result.params[layer] - model.get_parameter(layer).detach()
-    return change if change.shape[0] == 16 else change.T
+    return found[0].detach().flatten(0, -2), found[1].grad.flatten(0, -2)
 
 
 @pytest.mark.parametrize("name", NAMES)
