@@ -11,6 +11,7 @@ DOWN = {
     "llama": "model.layers.0.mlp.down_proj.weight",
     "gpt2": "transformer.h.0.mlp.c_proj.weight",
     "bloom": "transformer.h.0.mlp.dense_4h_to_h.weight",
+    "opt": "model.decoder.layers.0.fc2.weight",
 }
 PROMPTS = [[0, 5, 9, 12], [0, 7, 20, 21, 8], [0, 30, 6]]
 TARGETS = [[13, 4], [25], [17, 18, 19]]
@@ -45,4 +46,10 @@ def states(model, layer, ids):
     hook = model.get_submodule(layer).register_forward_hook(keep)
     logits = model(torch.tensor([ids])).logits[0]
     hook.remove()
-    return found[0][0][0].detach(), found[0][1][0].detach(), logits
+    return *(each.detach().view(len(ids), -1) for each in found[0]), logits
+
+
+def change_of(result, model, layer):
+    """What an edit added to a weight, `(out_features, in_features)`."""
+    change = result.params[layer] - model.get_parameter(layer).detach()
+    return change if change.shape[0] == 16 else change.T

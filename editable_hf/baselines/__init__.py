@@ -9,6 +9,7 @@ from editable_hf.baselines.grace import Grace
 from editable_hf.baselines.key_covariance import KeyCovariance, key_covariances
 from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
+from editable_hf.baselines.mend import Mend, MendExample, train_mend
 from editable_hf.baselines.rank_one import feature_moment, rank_one
 from editable_hf.baselines.rome import rome
 from editable_hf.baselines.ultra_edit import UltraEdit
@@ -23,6 +24,8 @@ __all__ = [
     "DkNNForImageClassification",
     "Grace",
     "KeyCovariance",
+    "Mend",
+    "MendExample",
     "UltraEdit",
     "ValueSearch",
     "diagonal_fisher",
@@ -38,4 +41,5 @@ __all__ = [
     "normalize_fisher",
     "rank_one",
     "rome",
+    "train_mend",
 ]

@@ -118,13 +118,14 @@ class Grace:
         functional, seen = FunctionalModel(self.model, list(self._params)), []
 
         def keep(module: nn.Module, forward: Callable, inputs: Tensor) -> Tensor:
-            seen.extend((inputs[0, -1], output := forward(inputs)))
+            output = forward(inputs)
+            seen.extend(each.flatten(0, -2)[-1] for each in (inputs, output))
             return output
 
         with torch.no_grad(), intercepted([self._layer.module], keep):
             prompt = target_batch([Fact(fact.prompt, fact.target[:0])])
             functional(self._params, **prompt.inputs, use_cache=False)
-        index = self._entry(seen[0], seen[1][0, -1], fact.target.tolist())
+        index = self._entry(*seen, fact.target.tolist())
         start, value = self.values, self.values[index].clone().requires_grad_()
 
         def with_value() -> dict[str, Tensor]:

@@ -36,34 +36,39 @@ def gradient_factors(
 
     modules = [layer.module for layer in layers]
     with torch.enable_grad(), intercepted(modules, probe):
-        losses = target_losses(model(params, **batch.inputs, use_cache=False).logits, batch.labels)
-    grads = torch.autograd.grad(losses.sum(), [probes[module] for module in modules])
+        loss = target_losses(model(params, **batch.inputs, use_cache=False).logits, batch.labels).sum()
+    grads = torch.autograd.grad(loss, [probes[module] for module in modules])
     kind = torch.promote_types(grads[0].dtype, torch.float32)
-    return [(inputs[module].to(kind), grad.to(kind)) for module, grad in zip(modules, grads, strict=True)]
+    shape = (*batch.labels.shape, -1)  # OPT's layers are given the tokens of all rows in one
+    pairs = zip(modules, grads, strict=True)
+    return [(inputs[module].to(kind).view(shape), grad.to(kind).view(shape)) for module, grad in pairs]
 
 
-class RunningStatistics:
-    """Mean and standard deviation of all rows seen so far, column by column.
+class RunningStatistics(nn.Module):
+    """Mean and standard deviation of all rows seen so far, column by column; saved with its `state_dict`.
 
     Attributes:
-        count: Rows seen.
+        count: Rows seen, scalar.
         mean: `(width,)`.
         squares: `(width,)`, the sum of squared distances to the mean.
     """
 
     def __init__(self, width: int):
-        self.count, self.mean, self.squares = 0, torch.zeros(width), torch.zeros(width)
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("squares", torch.zeros(width))
 
     def update(self, rows: Tensor) -> None:
         """Takes `rows`, `(num_rows, width)`, into account."""
-        self.mean, self.squares = self.mean.to(rows), self.squares.to(rows)
+        self.to(rows.device, rows.dtype)
         total, difference = self.count + len(rows), rows.mean(0) - self.mean
-        self.squares = self.squares + (rows - rows.mean(0)).square().sum(0)
-        self.squares = self.squares + self.count * len(rows) / total * difference.square()
-        self.mean = self.mean + len(rows) / total * difference
+        self.squares += (rows - rows.mean(0)).square().sum(0)
+        self.squares += self.count * len(rows) / total * difference.square()
+        self.mean += len(rows) / total * difference
         self.count = total
 
     def normalize(self, rows: Tensor) -> Tensor:
         """`(rows - mean) / std`; 0 where all rows were the same."""
-        std = (self.squares / max(self.count - 1, 1)).sqrt()
+        std = (self.squares / (self.count - 1).clamp(min=1)).sqrt()
         return (rows - self.mean) / (std + torch.finfo(rows.dtype).eps)

@@ -79,6 +79,6 @@ def key_covariances(
             real = inputs["attention_mask"] == 1
             count += int(real.sum())
             for layer in found:
-                keys = kept[layer.module][real].double()  # (num_tokens, in_features)
+                keys = kept[layer.module].flatten(0, -2)[real.flatten()].double()  # (num_tokens, in_features)
                 sums[layer.weight] = sums[layer.weight] + keys.T @ keys
     return {name: KeyCovariance(total / count, ridge) for name, total in sums.items()}

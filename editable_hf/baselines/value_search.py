@@ -116,8 +116,14 @@ class SubjectRows(NamedTuple):
         return cls(target_batch(facts), ends, owners, first, is_essence == 1)
 
     def at_ends(self, states: Tensor) -> Tensor:
-        """What `states`, `(num_rows, length, width)`, are where the subjects end, `(num_rows, width)`."""
-        return states[torch.arange(len(states), device=states.device), self.ends]
+        """What `states`, `(num_rows, length, width)` or flattened, are where the subjects end, `(num_rows, width)`."""
+        return states.flatten(0, -2)[self.places]
+
+    @property
+    def places(self) -> Tensor:
+        """`ends` in a batch whose tokens stand in one row: OPT's layers are given such."""
+        num_rows, length = self.batch.labels.shape
+        return torch.arange(num_rows, device=self.ends.device) * length + self.ends
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over each fact's prompts, without its essence: of `(num_rows, ...)`, `(num_facts, ...)`."""
@@ -140,8 +146,8 @@ def shifted(module: nn.Module, rows: SubjectRows, shift: Tensor | None = None) -
         states = output[0] if isinstance(output, tuple) else output  # decoder layers of some models return tuples
         before.append(rows.at_ends(states))
         if shift is not None:
-            at = (torch.arange(len(states), device=states.device), rows.ends)
-            states = states.index_put(at, shift.to(states.dtype)[rows.owners], accumulate=True)
+            added = shift.to(states.dtype)[rows.owners]
+            states = states.flatten(0, -2).index_add(0, rows.places, added).view_as(states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     with intercepted([module], add):

@@ -64,7 +64,8 @@ def test_value_is_trained_by_plain_steps(name):
     optimizer, end = torch.optim.Adam([value], lr=0.05), len(PROMPTS[0]) - 1
 
     def put(_, args, output):
-        return torch.cat([output[:, :end], value.expand(1, 1, -1), output[:, end + 1 :]], 1)
+        rows = output.flatten(0, -2)
+        return torch.cat([rows[:end], value.unsqueeze(0), rows[end + 1 :]]).view_as(output)
 
     with model.get_submodule(module).register_forward_hook(put):
         for _ in range(3):

@@ -29,7 +29,7 @@ def test_is_an_adapter_beside_the_layer(name):
     """Merged, it says what the model says with the adapter trained as one would."""
     model, layer = causal_model(name).double(), DOWN[name]
     result = edit(model, fact(0), lora(rank=3, alpha=6.0, learning_rate=1e-2, seed=4), layer, max_steps=5)
-    plain, inside = copy.deepcopy(model), 64 if name != "llama" else 32
+    plain, inside = copy.deepcopy(model), max(model.get_parameter(layer).shape)
     start = torch.empty(3, inside).uniform_(-(inside**-0.5), inside**-0.5, generator=torch.Generator().manual_seed(4))
     parent, _, child = layer.removesuffix(".weight").rpartition(".")
     adapter = Adapted(plain.get_submodule(parent).get_submodule(child), start.double(), 16, 2.0)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from causal_models import causal_model
-from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, fact, states
+from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, change_of, fact, states
 
 from editable_hf import ContinuationConstraint, JointConstraint, edit, edited
 from editable_hf.baselines import ValueSearch, key_covariances, memit
@@ -18,7 +20,7 @@ STEPS = 4
 
 def model_of(name):
     """Of three layers: what follows the last edited one must look back at the subject."""
-    return causal_model(name, **{"num_hidden_layers" if name == "llama" else "n_layer": 3})
+    return causal_model(name, **{"n_layer" if name in ("gpt2", "bloom") else "num_hidden_layers": 3})
 
 
 def layers_of(name):
@@ -26,7 +28,7 @@ def layers_of(name):
 
 
 def block(layer):
-    return ".".join(layer.split(".")[:3])
+    return re.match(r".*?\.\d+", layer)[0]
 
 
 def keys_at(model, layer, ends=ENDS, prefixes=((),)):
@@ -57,11 +59,6 @@ def least_squares(residuals, keys, covariance, weight):
     """Eq. 14 by a dense solve."""
     ridge = covariance.ridge * covariance.moment.diagonal().mean() * torch.eye(len(covariance.moment))
     return torch.linalg.solve(weight * (covariance.moment + ridge) + keys.T @ keys, keys.T @ residuals).T
-
-
-def change_of(result, model, layer):
-    change = result.params[layer] - model.get_parameter(layer).detach()
-    return change if change.shape[0] == 16 else change.T
 
 
 @pytest.mark.parametrize("name", NAMES)

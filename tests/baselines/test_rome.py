@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from causal_models import causal_model
-from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, fact, states, target_nll
+from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, change_of, fact, states, target_nll
 
 from editable_hf import edit, edited, rmsprop
 from editable_hf.baselines import KeyCovariance, ValueSearch, key_covariances, rome
@@ -46,8 +46,7 @@ def test_key_is_sent_to_the_value_exactly(name, prefixes):
     assert torch.equal(key[end], new_key[end]) and torch.allclose(new_value[end], wanted, atol=1e-8)
     assert (wanted - value[end]).norm() > 0.5
 
-    change = result.params[layer] - model.get_parameter(layer).detach()
-    change = change if change.shape == (len(wanted), len(key[0])) else change.T
+    change = change_of(result, model, layer)
     assert torch.linalg.matrix_rank(change, rtol=1e-9) == 1
     keys = [states(model, module, [0, *prefix, *PROMPTS[0][1:]])[0][end + len(prefix)] for prefix in ((), *prefixes)]
     direction = covariance.solve(sum(keys).unsqueeze(0) / len(keys))[0]
@@ -66,7 +65,8 @@ def searched_by_hand(model, module, end, prefixes, steps):
 
     def log_probs(ids, at):
         def add(_, args, output):
-            return torch.cat([output[:, :at], output[:, at : at + 1] + vector, output[:, at + 1 :]], 1)
+            rows = output.view(len(ids), -1)
+            return torch.cat([rows[:at], rows[at : at + 1] + vector, rows[at + 1 :]]).view_as(output)
 
         hook = model.get_submodule(module).register_forward_hook(add)
         logits = model(torch.tensor([ids])).logits[0]

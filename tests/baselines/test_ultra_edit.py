@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from causal_models import causal_model
-from facts_to_edit import DOWN, PROMPTS, TARGETS, all_facts, fact, target_nll
+from facts_to_edit import DOWN, PROMPTS, TARGETS, all_facts, change_of, fact, target_nll
 
 from editable_hf import ContinuationConstraint, JointConstraint, edit, edited
 from editable_hf.baselines import UltraEdit
@@ -25,8 +25,8 @@ def features(model, layer, indices):
         target_nll(model, index).backward()
         hook.remove()
         at = slice(len(PROMPTS[index]) - 1, len(PROMPTS[index]) + len(TARGETS[index]) - 1)
-        keys.append(found[0][0, at].detach())
-        grads.append(found[1].grad[0, at])
+        keys.append(found[0].flatten(0, -2)[at].detach())
+        grads.append(found[1].grad.flatten(0, -2)[at])
     return torch.cat(keys), torch.cat(grads)
 
 
@@ -36,11 +36,6 @@ def update(hidden, grads, seen, eta):
     inputs, directions = normalized[:, : hidden.shape[1]], normalized[:, hidden.shape[1] :]
     values = -eta * (inputs**2).sum(1, keepdim=True) * directions
     return torch.linalg.solve(hidden.T @ hidden + torch.eye(hidden.shape[1]), hidden.T @ values).T
-
-
-def change_of(result, model, layer):
-    change = result.params[layer] - model.get_parameter(layer).detach()
-    return change if change.shape[0] == 16 else change.T
 
 
 @pytest.mark.parametrize("name", NAMES)
