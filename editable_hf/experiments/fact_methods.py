@@ -12,12 +12,16 @@ from editable_hf.baselines.fine_tuning import ft_l, loc_ft
 from editable_hf.baselines.key_covariance import key_covariances
 from editable_hf.baselines.lora import lora
 from editable_hf.baselines.memit import memit
+from editable_hf.baselines.mend import Mend, MendExample, train_mend
 from editable_hf.baselines.rome import rome
+from editable_hf.baselines.ultra_edit import UltraEdit
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.edits import Request
-from editable_hf.evaluation.fact_edits import EditorFor
+from editable_hf.evaluation.fact_edits import EditorFor, fact_constraint
 from editable_hf.training.editor_config import EditorConfig
+
+_MEND_STEPS = 300  # updates of ten edits each
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Setting:
         layers: What an edit may move.
         config: How the network was trained to be edited, if it was.
         texts: Ordinary text that the network knows, token ids.
+        requests: Training edits, for editors that learn.
+        seed: Of what they draw.
     """
 
     model: PreTrainedModel
@@ -37,6 +43,8 @@ class Setting:
     layers: list[str]
     config: EditorConfig | None
     texts: Sequence[list[int]]
+    requests: Sequence[Request]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,30 @@ def _by_subject(make: Callable[..., AnyEditor], one_layer: bool) -> Callable[[Se
     return prepare
 
 
+def _mend(setting: Setting) -> Callable[[float | None], AnyEditor]:
+    """MEND's network, trained on the training edits that have another wording, beside ordinary texts."""
+
+    def trained(rate: float | None) -> AnyEditor:
+        mend = Mend(setting.model, setting.layers)
+        rows = [request for request in setting.requests if request["paraphrases"]]
+        examples = [
+            MendExample(
+                fact_constraint([row], setting.model),
+                fact_constraint([_reworded(row, setting.tokenizer)], setting.model),
+                setting.texts[index % len(setting.texts)],
+            )
+            for index, row in enumerate(rows)
+        ]
+        train_mend(mend, setting.model, examples, _MEND_STEPS, learning_rate=rate, seed=setting.seed)
+        return mend.build()
+
+    return trained
+
+
+def _reworded(request: Request, tokenizer: PreTrainedTokenizerBase) -> Request:
+    return {**request, "input_ids": tokenizer(request["paraphrases"][0])["input_ids"]}
+
+
 METHODS = {
     "none": Method(_nothing, has_rate=False),
     "gradient": Method(_gradient),
@@ -91,6 +123,8 @@ METHODS = {
     "loc_ft": Method(_baseline(loc_ft)),
     "lora": Method(_baseline(lora)),
     "rome": Method(_by_subject(rome, one_layer=True), has_rate=False),
+    "mend": Method(_mend),
+    "ultra_edit": Method(_baseline(UltraEdit)),
     "memit": Method(_by_subject(memit, one_layer=False), has_rate=False),
 }
 

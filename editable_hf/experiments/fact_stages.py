@@ -206,7 +206,15 @@ class MeasuredRow:
         self.requests = {split: load_from_disk(requests.folder / split) for split in ("validation", "test")}
         texts = random.Random(config.seed).sample(sets.train_texts, min(len(sets.train_texts), _NUM_KEY_TEXTS))
         own = EditorConfig.find(network.folder) if options.network != "pretrained" else None
-        setting = Setting(self.model, self.tokenizer, options.layers, own, encoded(self.tokenizer, texts, config))
+        setting = Setting(
+            self.model,
+            self.tokenizer,
+            options.layers,
+            own,
+            encoded(self.tokenizer, texts, config),
+            list(load_from_disk(requests.folder / "train")),
+            config.seed,
+        )
         self._editor = METHODS[options.method].prepare(setting)
         self._own_rate = [own.hyperparameters["learning_rate"]] if own and options.method == "gradient" else []
 
