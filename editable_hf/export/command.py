@@ -23,8 +23,10 @@ def export_ctranslate2(
     convert_to_ctranslate2(model, tokenizer, output, quantization)
     found: dict[str, Any] = {"output": output, "quantization": quantization, "num_compared": 0, "differences": []}
     if sources is not None:
-        found["num_compared"] = len(sources)
-        found["differences"] = [each._asdict() for each in compare_translations(model, tokenizer, output, sources)]
+        differences = compare_translations(model, tokenizer, output, sources)
+        greedy = compare_translations(model, tokenizer, output, sources, num_beams=1)
+        found |= {"num_compared": len(sources), "num_beams": model.generation_config.num_beams or 1}
+        found |= {"num_greedy_differences": len(greedy), "differences": [each._asdict() for each in differences]}
     return found
 
 
@@ -49,9 +51,9 @@ def describe_ctranslate2(found: dict[str, Any]) -> str:
     lines = [f"CTranslate2 model: {found['output']} ({found['quantization'] or 'not quantized'})"]
     total, differences = found["num_compared"], found["differences"]
     if not total:
-        lines.append("Its translations were not compared with the model's: give sentences by --data.")
-        return lines[0] + "\n" + lines[1]
-    lines.append(f"{total - len(differences):,} of {total:,} translations are the same as the model's")
+        return f"{lines[0]}\nIts translations were not compared with the model's: give sentences by --data."
+    for beams, count in {1: found["num_greedy_differences"], found["num_beams"]: len(differences)}.items():
+        lines.append(f"beams: {beams}, the same translations as the model: {total - count:,} of {total:,}")
     for each in differences[:MOST_SHOWN]:
         lines += ["", *(f"  {key:11} {text}" for key, text in each.items())]
     if len(differences) > MOST_SHOWN:
@@ -64,7 +66,7 @@ def describe_lora(found: dict[str, Any]) -> str:
     ranks = found["ranks"].values()
     size, error = found["bytes"] / 1e6, found["relative_error"]
     return (
-        f"Adapter: {found['output']} ({size:.1f} MB) for {found['base_model']}\n"
+        f"Adapter: {found['output']} ({size:.2f} MB) for {found['base_model']}\n"
         f"  {len(ranks)} matrices as factors of rank {min(ranks, default=0)} to {max(ranks, default=0)}, relative "
         f"error {error:.1e}; {len(found['whole'])} other modules whole"
     )

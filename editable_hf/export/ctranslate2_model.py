@@ -63,21 +63,25 @@ def compare_translations(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | os.PathLike,
     sources: Sequence[str],
+    num_beams: int | None = None,
 ) -> list[Difference]:
     """Translates sentences with the model and with what it was converted to, and returns those that differ.
 
-    Both decode as the model's generation config says: its beams, its length penalty, its limits of repetition.
+    Both decode as the model's generation config says: its beams, its length penalty, its limits of repetition. Even so
+    beam searches end by rules of their own, and where a model is unsure they find different translations. With one
+    beam all that differs comes from the weights.
 
     Args:
         model: The model that was converted.
         tokenizer: Its tokenizer.
         folder: From [`convert_to_ctranslate2`].
         sources: Sentences, as the model expects them.
+        num_beams: In place of the model's own.
     """
     import ctranslate2
 
     options = model.generation_config
-    beams = options.num_beams or 1
+    beams = num_beams or options.num_beams or 1
     converted = ctranslate2.Translator(str(folder))
     first = [tokenizer.convert_ids_to_tokens([options.forced_bos_token_id])] if options.forced_bos_token_id else None
     found = []

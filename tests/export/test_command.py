@@ -28,7 +28,9 @@ def test_ctranslate2(files, capsys, tmp_path):
     patched = str(tmp_path / "patched")
     assert main(["apply", model, patch, "-o", patched]) == 0
     assert main(["export", patched, "--to", "ctranslate2", "-o", str(tmp_path / "a"), "--data", data]) == 0
-    assert "30 of 30 translations are the same as the model's" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for beams in (1, 3):
+        assert f"beams: {beams}, the same translations as the model: 30 of 30" in printed
     assert main(["export", model, "--patches", patch, "--to", "ctranslate2", "-o", str(tmp_path / "b")]) == 0
     assert "were not compared" in capsys.readouterr().out
     assert (tmp_path / "a/model.bin").read_bytes() == (tmp_path / "b/model.bin").read_bytes()
@@ -42,10 +44,14 @@ def test_rounded_weights_differ_and_that_is_printed(files, capsys, tmp_path):
     assert main([*args, "-o", str(tmp_path / "a"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_compared"] == 30 and found["quantization"] == "int8"
+    assert found["num_beams"] == 3 and found["differences"] and found["num_greedy_differences"]
     for each in found["differences"]:
         assert each["model"] != each["ctranslate2"]
     assert main([*args, "-o", str(tmp_path / "b")]) == 0
-    assert f"{30 - len(found['differences'])} of 30 translations are the same" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"beams: 1, the same translations as the model: {30 - found['num_greedy_differences']} of 30" in printed
+    assert f"beams: 3, the same translations as the model: {30 - len(found['differences'])} of 30" in printed
+    assert printed.count("ctranslate2 ") == min(5, len(found["differences"]))
 
 
 def test_lora(files, capsys, tmp_path, tokenizer):

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from causal_models import causal_model
+from image_models import CONFIGS, NUM_CLASSES, SIZE
 from peft import PeftModel
+from transformers import ViTConfig, ViTForImageClassification
 
 from editable_hf.core.editing import edited
 from editable_hf.core.selection import select_parameters
@@ -90,6 +92,19 @@ def test_causal_models(kind, tmp_path):
     torch.testing.assert_close(
         logits_of(PeftModel.from_pretrained(model, tmp_path), inputs), after, rtol=1e-5, atol=1e-5
     )
+
+
+def test_image_classifier(tmp_path):
+    """Ranks differ here: there are fewer classes than features."""
+    config = ViTConfig(**CONFIGS["ViT"], num_labels=NUM_CLASSES)
+    model = ViTForImageClassification(config).eval()
+    params = moved(model, ["last_block", "head"])
+    inputs = {"pixel_values": torch.rand(2, 3, SIZE, SIZE)}
+    with edited(model, params):
+        after = logits_of(model, inputs)
+    assert set(save_lora(model, params, tmp_path).ranks.values()) == {NUM_CLASSES, 8}
+    loaded = PeftModel.from_pretrained(model, tmp_path)
+    torch.testing.assert_close(logits_of(loaded, inputs), after, rtol=1e-5, atol=1e-5)
 
 
 def test_what_an_adapter_cannot_carry_is_named(model, tmp_path):
