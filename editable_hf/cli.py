@@ -5,134 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_EXAMPLES = """examples:
-  editable-hf edit runs/demo/editable --source "anna mag tee ." --target "anna likes tea ." -o fixes/tea
-  editable-hf edit gpt2 --prompt "The capital of Tuvalu is" --target " Funafuti" -o fixes/tuvalu
-  editable-hf diff runs/demo/editable fixes/tea --data test.tsv --max_drawdown 0.1 --html tea.html
-  editable-hf apply runs/demo/editable fixes/tea -o patched
-  editable-hf revert patched fixes/tea -o restored
-  editable-hf push fixes/tea me/tea-fix
-  editable-hf env
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="editable-hf",
-        description="Patch the mistakes of a Hugging Face translation model, language model or image classifier, see "
-        "what a patch changes, take it back, share it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_edit(commands)
-    _add_terms(commands)
-    _add_diff(commands)
-    for name, run, text in (
-        ("apply", _apply, "write the model with patches applied"),
-        ("revert", _revert, "write the model without the patches that were applied last"),
-    ):
-        command = _add(commands, name, run, text)
-        command.add_argument("model", help="folder or hub id")
-        command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they were applied")
-        command.add_argument("-o", "--output", required=True, help="new folder for the model")
-    command = _add(commands, "evaluate", _evaluate, "whether patches still do what they are for, and at what price")
-    command.add_argument("model", help="folder or hub id")
-    command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they are applied")
-    command.add_argument("--data", help="regression set: .jsonl, .tsv or .txt, or a folder of image classes")
-    _add_inputs(command)
-    command = _add(commands, "list", _list, "what patches hold, and which of them a model carries")
-    command.add_argument("names", nargs="+", help="patches or models, folders or hub ids")
-    command = _add(commands, "push", _push, "upload a patch to the Hub")
-    command.add_argument("patch", help="folder of the patch")
-    command.add_argument("repo", help="user/name on the Hub")
-    command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    _add(commands, "env", _env, "versions and device, and which were tested, for bug reports")
-    return parser
-
-
-def _add(commands, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(run=run)
-    command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return command
-
-
-def _add_inputs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--source_lang", help="of a multilingual model, as it names languages, e.g. deu_Latn")
-    command.add_argument("--target_lang", help="the language that it translates to, e.g. eng_Latn")
-    command.add_argument(
-        "--source_prefix", help="to put before each source, e.g. 'translate German to English: '; patches remember it"
-    )
-
-
-def _add_editor(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--layers", nargs="+", help="what may move, instead of the model's own choice")
-    command.add_argument("--learning_rate", type=float, help="of the editor, instead of the model's own")
-    command.add_argument("--max_steps", type=int, help="most steps of an edit, instead of the model's own")
+from editable_hf.cli_options import build_parser
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
     return {name: getattr(args, name) for name in ("source_lang", "target_lang", "source_prefix")}
-
-
-def _add_edit(commands) -> None:
-    command = _add(commands, "edit", _edit, "edit the model until it gives the target, and save that as a patch")
-    command.add_argument("model", help="folder or hub id")
-    command.add_argument(
-        *("--source", "--prompt"),
-        action="append",
-        help="sentence that is translated wrongly, or prompt that is continued wrongly; can be repeated",
-    )
-    command.add_argument("--image", action="append", help="image that is classified wrongly; can be repeated")
-    command.add_argument(
-        "--target",
-        action="append",
-        help="translation wanted, or what follows the prompt with its first space (for each source), or class of all "
-        "images",
-    )
-    command.add_argument("--requests", help='JSONL of {"source": ..., "target": ...}, in place of --source')
-    command.add_argument("-o", "--output", required=True, help="new folder for the patch")
-    command.add_argument("--patches", nargs="+", default=[], help="patches to apply first; the new one goes on top")
-    command.add_argument("--base_model", help="hub id that the patch names as its model, if MODEL is a folder")
-    _add_inputs(command)
-    _add_editor(command)
-    command.add_argument("--max_rounds", type=int, default=5, help="edits until decoding gives the target (default 5)")
-    command.add_argument("--num_alternatives", type=int, default=32, help="translations that the target must beat")
-    command.add_argument("--encoding", default="xor", help="xor (exact, the default) or bf16 (smaller, rounded)")
-
-
-def _add_terms(commands) -> None:
-    command = _add(commands, "terms", _terms, "edit the model until it uses the terms of a glossary")
-    command.add_argument("model", help="folder or hub id")
-    command.add_argument("glossary", help=".tsv of source term, target term and what that replaces; forms by |")
-    command.add_argument("--corpus", required=True, help="source sentences that use the terms: .txt, .tsv or .jsonl")
-    command.add_argument("-o", "--output", required=True, help="new folder for the patch, or for the patches")
-    command.add_argument("--separate", action="store_true", help="one patch for each term, in place of one for all")
-    _add_inputs(command)
-    _add_editor(command)
-    command.add_argument("--max_rounds", type=int, default=3, help="edits until checked sentences hold (default 3)")
-    command.add_argument("--num_alternatives", type=int, default=16, help="translations that targets must beat")
-
-
-def _add_diff(commands) -> None:
-    command = _add(commands, "diff", _diff, "show what patches change over a regression set")
-    command.add_argument("model", help="folder or hub id")
-    command.add_argument("patches", nargs="+", help="folders or hub ids, reviewed together")
-    command.add_argument(
-        "--data", required=True, help="regression set: .jsonl, .tsv or .txt, or a folder of image classes"
-    )
-    command.add_argument(
-        "--max_drawdown", type=float, help="exit with 1 above this: BLEU points, or a fraction of errors"
-    )
-    _add_inputs(command)
-    command.add_argument("--html", help="write a page for the browser here")
-    command.add_argument("--markdown", help="write Markdown for a pull request here")
-    command.add_argument("--max_changes", type=int, default=20, help="changes shown in the terminal (default 20)")
 
 
 def _edit(args: argparse.Namespace) -> int:
@@ -185,11 +66,7 @@ def _terms(args: argparse.Namespace) -> int:
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; give a new folder.")
     loaded = commands.load(args.model, inputs=_inputs(args))
-    if not loaded.model.config.is_encoder_decoder:
-        raise ValueError(
-            f"Expected an encoder-decoder model that translates, but {args.model} is a {type(loaded.model).__name__}; "
-            "use `editable-hf edit`."
-        )
+    commands.check_translates(loaded, args.model)
     _override(loaded.editor, args)
     options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
     parts = (loaded.model, loaded.processor, loaded.editor)
@@ -267,6 +144,27 @@ def _revert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from editable_hf import commands
+    from editable_hf.export import command
+
+    if Path(args.output).exists():
+        raise ValueError(f"{args.output} is there already; give a new folder.")
+    patches = [commands.Patch.from_pretrained(each) for each in args.patches]
+    if args.to == "lora":
+        if not patches:
+            raise ValueError("Give the --patches that the adapter is to hold, and as MODEL the model without them.")
+        loaded = commands.load(args.model, inputs=_inputs(args), remembered=patches)
+        found = command.export_lora(loaded, patches, args.output, args.model, args.rank)
+        _print(args, found, command.describe_lora(found))
+    else:
+        loaded = commands.load(args.model, patches, _inputs(args))
+        commands.check_translates(loaded, args.model)
+        found = command.export_ctranslate2(loaded, args.output, data=args.data, quantization=args.quantization)
+        _print(args, found, command.describe_ctranslate2(found))
+    return 0
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.review.text import summary
@@ -336,11 +234,25 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+_COMMANDS = {
+    "edit": _edit,
+    "terms": _terms,
+    "diff": _diff,
+    "apply": _apply,
+    "revert": _revert,
+    "export": _export,
+    "evaluate": _evaluate,
+    "list": _list,
+    "push": _push,
+    "env": _env,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (ValueError, OSError) as error:
+        return _COMMANDS[args.command](args)
+    except (ValueError, OSError, ImportError) as error:
         print(f"editable-hf {args.command}: {error}", file=sys.stderr)
         return 2
 

@@ -52,6 +52,10 @@ class Loaded(NamedTuple):
         """Whether the model writes text; the others classify images."""
         return self.model.can_generate()
 
+    def prefixed(self, sources: Sequence[str]) -> list[str]:
+        """Sources with what stands before each of them, as the editor's configuration has it."""
+        return [self.editor.inputs.get("source_prefix", "") + source for source in sources]
+
 
 def load(
     name: str,
@@ -108,6 +112,14 @@ def load(
     return Loaded(model, processor, editor, found is not None)
 
 
+def check_translates(loaded: Loaded, name: str) -> None:
+    """Raises `ValueError` if the model `name` has no encoder."""
+    if not loaded.model.config.is_encoder_decoder:
+        raise ValueError(
+            f"Expected an encoder-decoder model that translates, but {name} is a {type(loaded.model).__name__}."
+        )
+
+
 def _part_to_edit(model: PreTrainedModel) -> str:
     if model.can_generate():
         return LAST_DECODER_LAYER if model.config.is_encoder_decoder else LAST_DECODER_MLP
@@ -139,7 +151,7 @@ def edit_texts(
     rows = make_edit_requests(
         model,
         tokenizer,
-        _prefixed(config, sources),
+        loaded.prefixed(sources),
         targets=targets,
         num_alternatives=num_alternatives,
         progress=None,
@@ -147,10 +159,6 @@ def edit_texts(
     outcome = configured_edit(model, tokenizer, list(rows), config, max_rounds)
     patch = patch_of(model, outcome, config, **options)
     return EditOutcome(outcome.result, patch, outcome.all_verified, outcome.outputs, outcome.num_rounds)
-
-
-def _prefixed(config: EditorConfig, sources: Sequence[str]) -> list[str]:
-    return [config.inputs.get("source_prefix", "") + source for source in sources]
 
 
 def edit_images(loaded: Loaded, paths: Sequence[str], target: str, **options: Any) -> EditOutcome:
@@ -211,13 +219,19 @@ class ImageRows(torch.utils.data.Dataset):
         return {"pixel_values": pixels(self._loaded, path)[0].cpu(), "labels": label}
 
 
+def edited_parameters(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, Tensor]:
+    """The parameters that patches, together, change, with their new values; the model is left as it was."""
+    apply_patches(model, patches)
+    own = dict(model.named_parameters())
+    params = {name: own[name].detach().clone() for patch in patches for name in patch.tensors}
+    revert_patches(model, len(patches))
+    return params
+
+
 def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) -> Review:
     """What `patches`, together, change over a regression set: a file of sentences, or a folder of images."""
     model, chosen = loaded.model, list(patches)
-    apply_patches(model, chosen)
-    own = dict(model.named_parameters())
-    params = {name: own[name].detach().clone() for patch in chosen for name in patch.tensors}
-    revert_patches(model, len(chosen))
+    params = edited_parameters(model, chosen)
     options |= {"regression_set": data}
     if loaded.writes:
         from editable_hf.review.continuations import review_continuations  # late: sacrebleu takes its time
@@ -227,7 +241,7 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
         edited = [each["source"] for patch in chosen for each in patch.request]
         options |= {"edited_sources": edited, "progress": "decoding"}
         review_texts = review_continuations if is_decoder_only(model) else review_translations
-        sources = _prefixed(loaded.editor, sources)
+        sources = loaded.prefixed(sources)
         return review_texts(model, loaded.processor, params, sources, references, **options)
     from editable_hf.review.images import review_images
 

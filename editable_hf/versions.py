@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from packaging.version import Version
@@ -47,6 +48,12 @@ def warn_if_untested() -> None:
             f"something fails, `{older}`, and please report it with what `editable-hf env` prints.",
             stacklevel=3,  # the line that imports editable_hf
         )
+
+
+def require_extra(package: str, extra: str) -> None:
+    """Raises `ImportError` if a package that one of the extras of `setup.py` brings is not there."""
+    if find_spec(package) is None:
+        raise ImportError(f'This needs {package}, which is not installed: pip install "editable_hf[{extra}]".')
 
 
 def library_versions() -> dict[str, str]:

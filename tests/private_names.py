@@ -11,6 +11,7 @@ from importlib.util import find_spec
 # Documented submodules; everything else public is at the top of its library.
 PUBLIC_SUBMODULES = {
     "accelerate.utils",
+    "ctranslate2.converters",
     "huggingface_hub.constants",  # documented: environment variables
     "huggingface_hub.dataclasses",  # documented: strict dataclasses
     "huggingface_hub.errors",
@@ -36,7 +37,7 @@ PUBLIC_SUBMODULES = {
     "transformers.modeling_outputs",
     "transformers.utils",  # documented: general utilities, logging, ModelOutput
 }
-WATCHED = {"accelerate", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
+WATCHED = {"accelerate", "ctranslate2", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
 # Documented although they begin with an underscore: named tuples, and what a metric of `evaluate` has to define.
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_info", "_compute"}
 SUFFIXES = {"_before"}  # of columns

@@ -42,6 +42,13 @@ COMMANDS = {
     "revert: not applied": (["revert", "MODEL", "PATCH", "-o", "OUT"], "no patch is applied"),
     "diff: no data": (["diff", "MODEL", "PATCH"], "--data"),
     "diff: no such data": (["diff", "MODEL", "PATCH", "--data", "NOWHERE.tsv"], "NOWHERE.tsv"),
+    "export: to nowhere": (["export", "MODEL", "-o", "OUT"], "--to"),
+    "export: no patch": (["export", "MODEL", "--to", "lora", "-o", "OUT"], "Give the --patches"),
+    "export: no such patch": (["export", "MODEL", "--to", "lora", "--patches", "NOWHERE", "-o", "OUT"], "NOWHERE"),
+    "export: quantization": (
+        ["export", "MODEL", "--to", "ctranslate2", "--quantization", "int3", "-o", "OUT"],
+        "int3 is not a valid quantization",
+    ),
     "list: nothing": (["list", "NOWHERE"], "NOWHERE"),
 }
 

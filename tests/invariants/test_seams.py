@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 import editable_hf
-from editable_hf.seams import accelerate_seam, numpy_seam, torch_seam, transformers_seam
+from editable_hf.seams import accelerate_seam, ctranslate2_seam, numpy_seam, torch_seam, transformers_seam
 
 pytestmark = pytest.mark.compat
 
@@ -30,7 +30,7 @@ OWN = own_names(ast.parse(path.read_text()) for path in FILES)
 HANDED = (Trainer, transformers.TrainingArguments, transformers.AutoModelForImageClassification, PreTrainedModel)
 HANDED += (transformers.PreTrainedConfig, accelerate.Accelerator, accelerate.PartialState, torch.Tensor)
 LIBRARY = frozenset().union(*map(library_names, HANDED))
-SEAM_MODULES = (accelerate_seam, numpy_seam, torch_seam, transformers_seam)
+SEAM_MODULES = (accelerate_seam, ctranslate2_seam, numpy_seam, torch_seam, transformers_seam)
 VERSIONS = re.compile(r"\d+\.\d+\s+to\s+\d+\.\d+")
 
 
@@ -182,7 +182,7 @@ every_entry = pytest.mark.parametrize(
 
 def relied_on(text):
     """Names of other libraries in what is written about an entry."""
-    return re.findall(r"`((?:accelerate|numpy|torch|transformers)\.[\w.]+)`", text)
+    return re.findall(r"`((?:accelerate|ctranslate2|numpy|torch|transformers)\.[\w.]+)`", text)
 
 
 def resolve(dotted):
