@@ -126,10 +126,49 @@ def _diff(args: argparse.Namespace) -> int:
 def _apply(args: argparse.Namespace) -> int:
     from editable_hf import commands
 
+    bounds = {"max_kl": args.max_kl, "max_perplexity": args.max_perplexity}
+    if (args.health is not None) != any(bound is not None for bound in bounds.values()):
+        raise ValueError("Give --health together with --max_kl or --max_perplexity, or none of them.")
+    if args.health is not None:
+        found = commands.health(commands.load(args.model), args.patches, args.health, **bounds)
+        if not found["healthy"]:
+            _print(args, found, _describe_harm(args, found["states"]))
+            return 1
     loaded = commands.load(args.model, args.patches)
     commands.save_model(loaded, args.output)
     carried = commands.applied_patches(loaded.model)
     _print(args, {"output": args.output, "patches": carried}, _carries(args.output, carried))
+    return 0
+
+
+def _describe_harm(args: argparse.Namespace, states: Sequence[dict[str, Any]]) -> str:
+    number = states[-1]["num_patches"]
+    lines = [
+        f"{each['num_patches']} patches: KL {each['kl']:.3g}, perplexity {each['perplexity']:.2f}" for each in states
+    ]
+    name = args.patches[number - 1]
+    return "\n".join(
+        [*lines, f"{name}, number {number} of {len(args.patches)}, leaves the bound: nothing was written."]
+    )
+
+
+def _squash(args: argparse.Namespace) -> int:
+    from editable_hf import commands
+    from editable_hf.patches.squash import squash_patches
+
+    if Path(args.output).exists():
+        raise ValueError(f"{args.output} is there already; give a new folder.")
+    patch = squash_patches(commands.load(args.model).model, args.patches, encoding=args.encoding)
+    patch.save_pretrained(args.output)
+    found = {
+        "patch": args.output,
+        "success": patch.success,
+        "bytes": len(patch.payload),
+        "requests": len(patch.request),
+    }
+    holds = "all that they are for holds" if patch.success else "NOT all that they are for holds together"
+    text = f"{len(args.patches)} patches in one, {args.output} ({found['bytes'] / 1e6:.1f} MB): {holds}"
+    _print(args, found, text)
     return 0
 
 
@@ -240,6 +279,7 @@ _COMMANDS = {
     "diff": _diff,
     "apply": _apply,
     "revert": _revert,
+    "squash": _squash,
     "export": _export,
     "evaluate": _evaluate,
     "list": _list,

@@ -10,6 +10,7 @@ _EXAMPLES = """examples:
   editable-hf diff runs/demo/editable fixes/tea --data test.tsv --max_drawdown 0.1 --html tea.html
   editable-hf apply runs/demo/editable fixes/tea -o patched
   editable-hf revert patched fixes/tea -o restored
+  editable-hf squash runs/demo/editable fixes/tea fixes/salad -o fixes/both
   editable-hf export runs/demo/editable --patches fixes/tea --to ctranslate2 -o tea-ct2 --data test.tsv
   editable-hf push fixes/tea me/tea-fix
   editable-hf env
@@ -36,6 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("model", help="folder or hub id")
         command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they were applied")
         command.add_argument("-o", "--output", required=True, help="new folder for the model")
+        if name == "apply":
+            _add_health(command)
+    command = _add(commands, "squash", "make one patch of several that lie one above the other")
+    command.add_argument("model", help="folder or hub id of the model that the first patch was made for")
+    command.add_argument("patches", nargs="+", help="folders or hub ids, in the order in which they are applied")
+    command.add_argument("-o", "--output", required=True, help="new folder for the patch")
+    command.add_argument("--encoding", default="xor", help="xor (exact, the default) or bf16 (smaller, rounded)")
     _add_export(commands)
     command = _add(commands, "evaluate", "whether patches still do what they are for, and at what price")
     command.add_argument("model", help="folder or hub id")
@@ -50,6 +58,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     _add(commands, "env", "versions and device, and which were tested, for bug reports")
     return parser
+
+
+def _add_health(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--health", metavar="TEXT", help="file of ordinary text, to stop where a patch harms it")
+    command.add_argument(
+        "--max_kl", type=float, help="with --health: divergence allowed from the unpatched model, nats"
+    )
+    command.add_argument("--max_perplexity", type=float, help="with --health: perplexity allowed")
 
 
 def _add(commands, name: str, text: str) -> argparse.ArgumentParser:

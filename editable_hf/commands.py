@@ -29,11 +29,13 @@ from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
 from editable_hf.data.requests import make_edit_requests, read_corrections
+from editable_hf.data.text_lines import read_lines
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import applied_patches
 from editable_hf.patches.sequence import configured_edit, patch_of
 from editable_hf.patches.stack import apply_patches, revert_patches
+from editable_hf.review.health import health_of_stack
 from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Review
 from editable_hf.training.editor_config import EditorConfig
@@ -264,6 +266,14 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
             state |= {"success": success, "verified": outputs == wanted}
         found.append(state)
     return found
+
+
+def health(loaded: Loaded, patches: Sequence[str], text: str, **bounds: float | None) -> dict[str, Any]:
+    """The state of a language model after each patch, on a file of text, until one leaves the bounds."""
+    check_decoder_only(loaded.model)
+    lines = [line for line in read_lines(Path(text)) if line.strip()]
+    states = health_of_stack(loaded.model, loaded.processor, patches, lines, **bounds)
+    return {"healthy": states[-1].healthy, "states": [state._asdict() for state in states]}
 
 
 def save_model(loaded: Loaded, folder: str) -> None:

@@ -53,3 +53,38 @@ def test_from_edit_to_revert(capsys, model_folder, sentence_pairs, tmp_path):
     )
     assert all(torch.equal(value, before[key]) for key, value in after.items())
     assert any(not torch.equal(value, before[key]) for key, value in patched.items())
+
+
+def test_patches_are_squashed_and_a_harmful_one_stops_the_stack(capsys, model_folder, sentence_pairs, tmp_path):
+    prompts, targets = sentence_pairs[1][:2], [text.split()[1] for text in sentence_pairs[1][2:4]]
+    options = ("--max_steps", 50, "--max_rounds", 1, "--num_alternatives", 4, "--learning_rate")
+    first, second = tmp_path / "first", tmp_path / "second"
+    request = ("--prompt", prompts[0], "--target", targets[0])
+    assert run(capsys, "edit", model_folder, *request, "-o", first, *options, 0.01)[0] == 0
+    request = ("--prompt", prompts[1], "--target", targets[1])
+    assert run(capsys, "edit", model_folder, *request, "--patches", first, "-o", second, *options, 0.3)[0] == 0
+
+    one = tmp_path / "one"
+    code, found = run(capsys, "squash", model_folder, first, second, "-o", one)
+    assert code == 0 and found["requests"] == 2
+    assert main(["squash", model_folder, str(first), str(second), "-o", str(one)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    for name, patches in (("stack", [first, second]), ("squashed", [one])):
+        assert run(capsys, "apply", model_folder, *patches, "-o", tmp_path / name)[0] == 0
+    stack, squashed = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("stack", "squashed")
+    )
+    assert all(torch.equal(value, squashed[key]) for key, value in stack.items())
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(sentence_pairs[1]) + "\n\n")
+    harmful = ("apply", model_folder, first, second, "-o", tmp_path / "harmed", "--health", text)
+    _, found = run(capsys, *harmful, "--max_kl", 0)
+    assert [state["num_patches"] for state in found["states"]] == [0, 1]
+    limit = 1.01 * found["states"][1]["kl"]
+    assert main([str(each) for each in (*harmful, "--max_kl", limit)]) == 1
+    assert "second, number 2 of 2, leaves the bound: nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "harmed").exists()
+    assert run(capsys, *harmful, "--max_kl", 1e6)[0] == 0 and (tmp_path / "harmed").exists()
+    assert main([str(each) for each in harmful]) == 2
+    assert "--health together with --max_kl" in capsys.readouterr().err
