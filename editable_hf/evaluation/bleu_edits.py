@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.editing import EditResult, edit, edited
+from editable_hf.core.editing import EditResult, edit
 from editable_hf.core.editors import Editor
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
@@ -101,16 +101,27 @@ class BleuDrawdownEvaluator(EditEvaluator):
             times.append(time.perf_counter() - start)
         moved = [result.params for result in results if result.num_steps > 0]
         outputs = iter(self._translator.after_edits(moved, progress if len(requests) > 1 else None))
-        return [
-            self._record(request, result, next(outputs) if result.num_steps > 0 else self.before, seconds)
-            for request, result, seconds in zip(requests, results, times, strict=True)
-        ]
+        # The edited sentences of the group, too: which of them an edit is for is picked below.
+        own = Translator(self.model, self.tokenizer, [request["source"] for request in requests], **self._options)
+        before, own_outputs = own(), iter(own.after_edits(moved))
+        records = []
+        for index, (request, result, seconds) in enumerate(zip(requests, results, times, strict=True)):
+            translations, own_after = self.before, before
+            if result.num_steps > 0:
+                translations, own_after = next(outputs), next(own_outputs)
+            texts = before[index], own_after[index]
+            records.append(self._record(request, result, texts, translations, seconds))
+        return records
 
-    def _record(self, request: Request, result: EditResult, translations: Sequence[str], seconds: float) -> EditRecord:
-        own = Translator(self.model, self.tokenizer, [request["source"]], **self._options)
-        (before,) = own()
-        with edited(self.model, result):
-            (after,) = own()
+    def _record(
+        self,
+        request: Request,
+        result: EditResult,
+        texts: tuple[str, str],
+        translations: Sequence[str],
+        seconds: float,
+    ) -> EditRecord:
+        before, after = texts
         changed = [index for index, text in enumerate(translations) if text != self.before[index]]
         bleu, bleu_detok = self._score(translations)
         return {
