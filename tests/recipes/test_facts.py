@@ -19,6 +19,13 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs(path):
+    config = load_config(str(path))
+    assert all(row.network in ("pretrained", *config.models) for row in config.rows.values())
+    assert len(config.rows) >= 3 and max(config.evaluation.at_once) <= config.evaluation.num_at_once
+
+
 def smoke(name, tmp_path, **options):
     config = load_config(str(CONFIGS / f"{name}.yaml"), output_dir=str(tmp_path / "out"), smoke=True, **options)
     config.training |= {"use_cpu": True, "disable_tqdm": True}
