@@ -13,7 +13,8 @@ DOWN = {
     "bloom": "transformer.h.0.mlp.dense_4h_to_h.weight",
     "opt": "model.decoder.layers.0.fc2.weight",
 }
-PROMPTS = [[0, 5, 9, 12], [0, 7, 20, 21, 8], [0, 30, 6]]
+# Of different lengths, with their targets too.
+PROMPTS = [[0, 5, 9, 12], [0, 7, 20, 21, 8, 11], [0, 30, 6]]
 TARGETS = [[13, 4], [25], [17, 18, 19]]
 # Ordinary text, and a neutral prompt about the subject of the first fact, whose last token is 9.
 TEXTS = torch.randint(3, 40, (60, 12), generator=torch.Generator().manual_seed(1)).tolist()

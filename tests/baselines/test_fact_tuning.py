@@ -50,20 +50,30 @@ def test_ft_l_ends_where_the_constraint_holds():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_loc_ft_is_a_plain_training_loop(name):
+@pytest.mark.parametrize(("batch_size", "stop_loss"), [(2, 0.0), (1, 2.5)])
+def test_loc_ft_is_a_plain_training_loop(name, batch_size, stop_loss):
     model = causal_model(name).double()
-    plain, layer = copy.deepcopy(model), DOWN[name]
-    editor = loc_ft(learning_rate=1e-2, batch_size=2, stop_loss=0.0, seed=3)
-    result = edit(model, all_facts(), editor, layer, max_steps=3)
-    optimizer, generator = adam(plain, layer, 1e-2), torch.Generator().manual_seed(3)
-    for _ in range(3):
+    plain, layer, epochs = copy.deepcopy(model), DOWN[name], 40 if stop_loss else 3
+    editor = loc_ft(learning_rate=1e-2, batch_size=batch_size, stop_loss=stop_loss, seed=3)
+    result = edit(model, all_facts(), editor, layer, max_steps=epochs)
+    optimizer, generator, skipped, total = adam(plain, layer, 1e-2), torch.Generator().manual_seed(3), [], torch.inf
+    while epochs and total >= 3 * stop_loss:
+        epochs, total = epochs - 1, 0.0
         order = torch.randperm(3, generator=generator).tolist()
-        for batch in (order[:2], order[2:]):
-            optimizer.zero_grad()
-            (sum(target_nll(plain, index) for index in batch) / len(batch)).backward()
-            optimizer.step()
-    assert torch.allclose(result.params[layer], plain.get_parameter(layer), rtol=0, atol=1e-9)
+        for batch in (order[start : start + batch_size] for start in range(0, 3, batch_size)):
+            loss = sum(target_nll(plain, index) for index in batch) / len(batch)
+            total += loss.item() * len(batch)
+            skipped.append(loss.item() < stop_loss)
+            if not skipped[-1]:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    assert torch.allclose(result.params[layer], plain.get_parameter(layer), rtol=0, atol=1e-7)
     assert list(result.params) == [layer] and len(result.history) == 2
+    if stop_loss:  # it was over before the last epoch, and some batches needed no update before that
+        assert epochs > 0 and any(skipped[:-3]) and not all(skipped[-3:])
+    else:
+        assert epochs == 0 and not any(skipped)
 
 
 def test_loc_ft_learns_all_facts_and_stops():
