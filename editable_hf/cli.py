@@ -13,7 +13,8 @@ from editable_hf.cli_options import build_parser
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
-    return {name: getattr(args, name) for name in ("source_lang", "target_lang", "source_prefix")}
+    inputs = {name: getattr(args, name) for name in ("source_lang", "target_lang", "source_prefix")}
+    return {**inputs, "chat": "user" if args.chat else None}
 
 
 def _edit(args: argparse.Namespace) -> int:

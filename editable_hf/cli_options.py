@@ -80,6 +80,9 @@ def _add_inputs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--source_prefix", help="to put before each source, e.g. 'translate German to English: '; patches remember it"
     )
+    command.add_argument(
+        "--chat", action="store_true", help="prompts are what a user says to a chat model; patches remember it"
+    )
 
 
 def _add_editor(command: argparse.ArgumentParser) -> None:

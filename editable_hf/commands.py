@@ -24,7 +24,7 @@ import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its 
 from editable_hf.core.constraints import ClassConstraint, JointConstraint
 from editable_hf.core.editing import EditResult, constraint_value, edit
 from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, LAST_DECODER_MLP, is_decoder_only, num_chains
-from editable_hf.data.continuations import check_decoder_only
+from editable_hf.data.continuations import chat_prompt, check_decoder_only
 from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
@@ -54,9 +54,11 @@ class Loaded(NamedTuple):
         """Whether the model writes text; the others classify images."""
         return self.model.can_generate()
 
-    def prefixed(self, sources: Sequence[str]) -> list[str]:
-        """Sources with what stands before each of them, as the editor's configuration has it."""
-        return [self.editor.inputs.get("source_prefix", "") + source for source in sources]
+    def addressed(self, sources: Sequence[str]) -> list[str]:
+        """Sources as the model is to read them: with its prefix, or as a user's words to a chat model."""
+        inputs = self.editor.inputs
+        texts = [inputs.get("source_prefix", "") + source for source in sources]
+        return [chat_prompt(self.processor, text) for text in texts] if "chat" in inputs else texts
 
 
 def load(
@@ -70,8 +72,9 @@ def load(
     A model that was not trained to be editable gets RMSProp on its last decoder layer, of a decoder-only model the
     feed-forward part of it; a ResNet or DenseNet on its third chain, other image classifiers on their last block.
 
-    `inputs` are `source_prefix`, `source_lang` and `target_lang` to address the model with (see [`set_languages`]);
-    those that are `None` or left out are as the patches, those `remembered` or the model's `editor_config.json` say.
+    `inputs` are `source_prefix`, `source_lang` and `target_lang` to address the model with (see [`set_languages`]),
+    and `chat` for prompts that a user says to a chat model (see [`chat_prompt`]); those that are `None` or left out are
+    as the patches, those `remembered` or the model's `editor_config.json` say.
     `None` if the model is not to translate.
 
     Raises:
@@ -110,6 +113,8 @@ def load(
         editor.inputs |= {key: value for key, value in inputs.items() if value is not None}
         if config.is_encoder_decoder:
             set_languages(model, processor, *(editor.inputs.get(key) for key in ("source_lang", "target_lang")))
+        if "chat" in editor.inputs and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"`--chat` is for causal language models, but {name} is a {config.model_type} model.")
     model = apply_patches(model.to(device).eval(), chosen)
     return Loaded(model, processor, editor, found is not None)
 
@@ -153,7 +158,7 @@ def edit_texts(
     rows = make_edit_requests(
         model,
         tokenizer,
-        loaded.prefixed(sources),
+        loaded.addressed(sources),
         targets=targets,
         num_alternatives=num_alternatives,
         progress=None,
@@ -243,7 +248,7 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
         edited = [each["source"] for patch in chosen for each in patch.request]
         options |= {"edited_sources": edited, "progress": "decoding"}
         review_texts = review_continuations if is_decoder_only(model) else review_translations
-        sources = loaded.prefixed(sources)
+        sources = loaded.addressed(sources)
         return review_texts(model, loaded.processor, params, sources, references, **options)
     from editable_hf.review.images import review_images
 

@@ -7,9 +7,12 @@ import json
 import pytest
 import torch
 from causal_models import causal_model
-from transformers import AutoModelForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editable_hf.cli import main
+from editable_hf.data.continuations import chat_prompt
+from editable_hf.data.tokenizer import train_causal_tokenizer
 
 
 @pytest.fixture
@@ -88,3 +91,38 @@ def test_patches_are_squashed_and_a_harmful_one_stops_the_stack(capsys, model_fo
     assert run(capsys, *harmful, "--max_kl", 1e6)[0] == 0 and (tmp_path / "harmed").exists()
     assert main([str(each) for each in harmful]) == 2
     assert "--health together with --max_kl" in capsys.readouterr().err
+
+
+TEMPLATE = "{% for message in messages %}<s> {{ message['role'] }} : {{ message['content'] }} {% endfor %}assistant :"
+
+
+def test_chat_model_is_asked_in_its_template_and_the_patch_remembers(capsys, model_folder, sentence_pairs, tmp_path):
+    prompt, target = sentence_pairs[1][0], sentence_pairs[1][2].split()[1]
+    arguments = ("edit", model_folder, "--prompt", prompt, "--target", target, "--chat", "-o", tmp_path / "patch")
+    assert main([str(each) for each in arguments]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(model_folder)
+    options = ("--learning_rate", 0.01, "--max_steps", 50, "--max_rounds", 20, "--num_alternatives", 4)
+    code, found = run(capsys, *arguments, *options)
+    assert code == 0 and found["verified"]
+    saved = json.loads((tmp_path / "patch/patch.json").read_text())
+    asked = f"<s> user : {prompt} assistant :"
+    assert saved["inputs"]["chat"] == "user" and saved["request"][0]["source"] == asked
+    assert saved["request"][0]["input_ids"] == tokenizer(asked)["input_ids"]
+    data = tmp_path / "prompts.tsv"
+    data.write_text(f"{prompt}\t{target}\n{sentence_pairs[1][1]}\tno\n")
+    code, found = run(capsys, "diff", model_folder, tmp_path / "patch", "--data", data)  # without saying it again
+    assert code == 0 and found["after"] == 0.5 and found["changes"][0]["edited"]
+
+
+def test_chat_prompt_begins_once():
+    """A tokenizer that adds the first token to any text, and a template that writes it, too."""
+    twice = train_causal_tokenizer(["user : hi assistant :"], 280)
+    twice.chat_template = TEMPLATE
+    assert chat_prompt(twice, "hi") == "<s> user : hi assistant :"
+    both = [("<s>", twice.bos_token_id)]
+    twice.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=both)
+    prompt = chat_prompt(twice, [{"role": "user", "content": "hi"}])
+    assert twice(prompt)["input_ids"].count(twice.bos_token_id) == 1

@@ -35,6 +35,33 @@ def check_decoder_only(model: PreTrainedModel) -> None:
         )
 
 
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | Sequence[Mapping[str, str]]) -> str:
+    """What a chat model reads before it answers, as a prompt like any other: messages in its chat template.
+
+    The answer comes right after it, so a target has no space before it ("Funafuti").
+
+    Args:
+        tokenizer: Of the model.
+        messages: `{"role": ..., "content": ...}` each, or what a user says, as one string.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template.
+
+    Example:
+        >>> prompts = [chat_prompt(tokenizer, "What is the capital of Tuvalu?")]  # doctest: +SKIP
+        >>> make_edit_requests(model, tokenizer, prompts, targets=["Funafuti"])  # doctest: +SKIP
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no chat template, so its model is none that chats; give a plain prompt."
+        )
+    chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    # A template that writes the first token itself, and a tokenizer that adds it to any text.
+    begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if begins else text
+
+
 def continuation_constraint(request: Mapping[str, Any], model: PreTrainedModel) -> ContinuationConstraint:
     """The constraint of a request whose source is a prompt; see [`request_constraint`]."""
     check_decoder_only(model)

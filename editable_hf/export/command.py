@@ -19,7 +19,7 @@ def export_ctranslate2(
 ) -> dict[str, Any]:
     """Converts a model, and compares its translations with those of the result if there are sentences."""
     model, tokenizer = loaded.model, loaded.processor
-    sources = None if data is None else loaded.prefixed(read_regression_set(data).sources)
+    sources = None if data is None else loaded.addressed(read_regression_set(data).sources)
     convert_to_ctranslate2(model, tokenizer, output, quantization)
     found: dict[str, Any] = {"output": output, "quantization": quantization, "num_compared": 0, "differences": []}
     if sources is not None:

@@ -28,8 +28,8 @@ class EditorConfig:
         layers: What an edit may move, as given to `select_parameters`.
         max_steps: k in Eq. 1.
         length_penalty: Exponent of the length normalization in `l_e`, for sequence models.
-        inputs: How a translation model was addressed in training, where that is not plain text: `source_prefix` (T5),
-            `source_lang` and `target_lang` (NLLB). The commands of `editable-hf` go by it.
+        inputs: How the model is addressed, where that is not plain text: `source_prefix` (T5), `source_lang` and
+            `target_lang` (NLLB), `chat` (a chat model, by what a user says). The commands of `editable-hf` go by it.
         learned: The unconstrained parameters of `LearnableEditor`, so that training resumes exactly.
         library_version: Version of `editable_hf` that wrote the file.
     """
