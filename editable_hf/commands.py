@@ -73,8 +73,8 @@ def load(
     feed-forward part of it; a ResNet or DenseNet on its third chain, other image classifiers on their last block.
 
     `inputs` are `source_prefix`, `source_lang` and `target_lang` to address the model with (see [`set_languages`]),
-    and `chat` for prompts that a user says to a chat model (see [`chat_prompt`]); those that are `None` or left out are
-    as the patches, those `remembered` or the model's `editor_config.json` say.
+    and `chat` for prompts that a user says to a chat model (see [`chat_prompt`]); those that are `None` or left out
+    are as the patches, those `remembered` or the model's `editor_config.json` say.
     `None` if the model is not to translate.
 
     Raises:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from editable_hf.experiments.fact_plots import plot_many_edits
-from editable_hf.experiments.fact_recipe import FactRecipeConfig, folder_name, load_config
+from editable_hf.experiments.fact_recipe import FactRecipeConfig, load_config
 from editable_hf.experiments.fact_stages import load_fact_sets, measure_row, prepare_requests, pretrain, train_network
 from editable_hf.experiments.plots import plots_available
-from editable_hf.experiments.recipe_config import read_config, recipe_parser
+from editable_hf.experiments.recipe_config import folder_name, read_config, recipe_parser
 from editable_hf.experiments.report import FACT_COLUMNS, MANY_FACTS_COLUMNS, format_table, write_results
 from editable_hf.experiments.stages import Stage, Stages
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from editable_hf import EditableCausalLMTrainingArguments
 from editable_hf.experiments.fact_methods import METHODS
-from editable_hf.experiments.recipe_config import RecipeFile
+from editable_hf.experiments.recipe_config import RecipeFile, folder_name
 
 EMBEDDED = "embedded"
 
@@ -227,8 +226,3 @@ def _rows(config: str, section: Mapping[str, dict[str, Any]], models: Mapping[st
     if len({folder_name(name) for name in rows}) < len(rows):
         raise ValueError(f"{config}: two rows would leave their results in the same folder; name them otherwise.")
     return rows
-
-
-def folder_name(row: str) -> str:
-    """A row's name as part of a folder's."""
-    return re.sub(r"[^\w.=-]+", "-", row).strip("-")

@@ -17,9 +17,10 @@ from editable_hf.experiments.edit_plots import plot_drawdown_by_class, plot_edit
 from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
 from editable_hf.experiments.image_measure import chosen_editor, load_network
 from editable_hf.experiments.image_parts import ImageSets
-from editable_hf.experiments.image_recipe import ImageRecipeConfig, folder_name
+from editable_hf.experiments.image_recipe import ImageRecipeConfig
 from editable_hf.experiments.image_stages import Rows
 from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.recipe_config import folder_name
 from editable_hf.experiments.report import format_table, write_results
 from editable_hf.experiments.stages import Stages
 

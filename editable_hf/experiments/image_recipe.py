@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS
 from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
-from editable_hf.experiments.recipe_config import RecipeFile, read_config, recipe_parser
+from editable_hf.experiments.recipe_config import RecipeFile, folder_name, read_config, recipe_parser
 from editable_hf.experiments.row_methods import EDITOR_FIELDS, METHOD_KEYS, Gradient, build_method
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
@@ -163,11 +162,6 @@ _SMOKE: dict[str, dict[str, Any]] = {
     "training": {"max_steps": 2, "per_device_train_batch_size": 16, "edit_max_steps": 2, "dataloader_num_workers": 0},
 }
 _SMOKE_METHODS = {"num_trials": 2, "num_fisher_images": 20}
-
-
-def folder_name(row: str) -> str:
-    """A row's name as part of a folder's."""
-    return re.sub(r"[^\w.=-]+", "-", row).strip("-")
 
 
 def load_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -87,6 +88,11 @@ class RecipeFile:
             similar = get_close_matches(wrong[0], [*fields, *others], n=1)
             hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise ValueError(f"{self.path}, {where}: {wrong} are no training arguments.{hint}")
+
+
+def folder_name(row: str) -> str:
+    """A row's name as part of a folder's."""
+    return re.sub(r"[^\w.=-]+", "-", row).strip("-")
 
 
 def recipe_parser(description: str) -> argparse.ArgumentParser:
