@@ -125,7 +125,7 @@ def test_model_that_does_not_know_the_facts_ends_the_run(tmp_path):
     ("text", "message"),
     [
         ("rows: {}", "`rows` must give at least one row"),
-        ("rows: {a: {method: mend}}", "row 'a': `method` must be one of none, gradient, ft_l"),
+        ("rows: {a: {method: knn}}", "row 'a': `method` must be one of none, gradient, ft_l"),
         ("rows: {a: {network: editable}}", "row 'a': `network` must be pretrained or one of `models`"),
         ("rows: {a: {rate: 1}}", r"row 'a': unknown keys \['rate'\]; expected network"),
         ("rows: {a: {method: rome, learning_rates: [1]}}", "`method: rome` has no `learning_rates`"),
