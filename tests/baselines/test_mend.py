@@ -123,15 +123,25 @@ def test_loss_and_its_derivative(name):
     assert mend_loss(mend, model, example(0), 0.3).item() == pytest.approx(loss(), abs=1e-6)
 
 
+class Drawn(list):
+    """Remembers which of its items were looked up."""
+
+    def __getitem__(self, index):
+        self.drawn.append(index)
+        return super().__getitem__(index)
+
+
 def test_training_lowers_the_loss_and_edits_work():
     model, layers = causal_model("llama"), layers_of("llama")
     before = copy.deepcopy(model.state_dict())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         mend = Mend(model, layers, rank=24, learning_rate=1e-3)
-    examples = [example(index, index) for index in range(3)]
+    examples = Drawn(example(index, index) for index in range(3))
+    examples.drawn = drawn = []
     options = {"batch_size": 3, "edit_weight": 1.0, "learning_rate": 1e-3, "alpha_learning_rate": 1e-3}
     history = train_mend(mend, model, examples, 25, progress=None, **options)
+    assert sorted(drawn) == [0] * 25 + [1] * 25 + [2] * 25
     assert len(history) == 25 and sum(history[-3:]) < 0.8 * sum(history[:3])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     nll = target_nll(model, 0)
