@@ -25,7 +25,7 @@ class Term:
         source: Forms in the source language.
         target: Forms wanted in the translation.
         replaces: Forms that the model uses today, one for each of `target`, or any number if `target` has one form;
-            empty if the glossary does not say.
+            empty if the glossary does not say, see [`put_right_by_attention`].
     """
 
     source: tuple[str, ...]
@@ -54,6 +54,22 @@ class Term:
         if match[0][:1].isupper() and not self.replaces[0][:1].isupper():  # as at the beginning of a sentence
             form = form[:1].upper() + form[1:]
         return translation[: match.start()] + form + translation[match.end() :]
+
+    def places_in_source(self, sentence: str) -> dict[tuple[int, int], int]:
+        """Where a source sentence uses the term, from and to, and which of the forms it is."""
+        found = {}
+        for number, form in enumerate(self.source):
+            for match in _with_ending(form).finditer(sentence):
+                found.setdefault(match.span(), number)
+        return found
+
+    def put_at(self, translation: str, span: tuple[int, int], form: int) -> str:
+        """The translation with the term in place of a span, in the form of that number if both sides have as many."""
+        start, end = span
+        text = self.target[form if len(self.target) == len(self.source) else 0]
+        if not _WORD.search(translation[:start]) and translation[start].isupper():
+            text = text[:1].upper() + text[1:]
+        return translation[:start] + text + translation[end:]
 
 
 @dataclass(frozen=True)
