@@ -71,6 +71,7 @@ def _terms(args: argparse.Namespace) -> int:
     _override(loaded.editor, args)
     options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
     parts = (loaded.model, loaded.processor, loaded.editor)
+    options["languages"] = args.glossary_languages
     found = patch_glossary(*parts, args.glossary, args.corpus, args.output, **options)
     _print(args, found, describe_terms(found))
     return 0 if found["patches"] else 1

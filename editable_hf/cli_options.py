@@ -120,9 +120,12 @@ def _add_edit(commands) -> None:
 def _add_terms(commands) -> None:
     command = _add(commands, "terms", "edit the model until it uses the terms of a glossary")
     command.add_argument("model", help="folder or hub id")
-    command.add_argument("glossary", help=".tsv of source term, target term and what that replaces; forms by |")
+    command.add_argument("glossary", help=".tsv of source term, target term and what that replaces; .tbx or .po")
     command.add_argument("--corpus", required=True, help="source sentences that use the terms: .txt, .tsv or .jsonl")
     command.add_argument("-o", "--output", required=True, help="new folder for the patch, or for the patches")
+    command.add_argument(
+        "--glossary_languages", nargs=2, metavar=("SOURCE", "TARGET"), help="as a .tbx file names them, e.g. de en"
+    )
     command.add_argument("--separate", action="store_true", help="one patch for each term, in place of one for all")
     _add_inputs(command)
     _add_editor(command)

@@ -23,6 +23,7 @@ def patch_glossary(
     corpus: str,
     output: str,
     *,
+    languages: Sequence[str] | None = None,
     separate: bool = False,
     max_rounds: int = 3,
     num_alternatives: int = 16,
@@ -33,19 +34,20 @@ def patch_glossary(
         model: The model, left as it was.
         tokenizer: Its tokenizer.
         config: The editor, its layers, its most steps, and the prefix of sources.
-        glossary: A `.tsv` file, see [`read_glossary`].
+        glossary: A `.tsv`, `.tbx` or `.po` file, see [`read_glossary`].
         corpus: Source sentences, see [`read_regression_set`]; references are ignored.
         output: New folder for the patch; with `separate` it holds a folder for each term, `0000` and so on. Each of
             these is a patch of the model as it is, not of one with the others.
+        languages: Of source and target, as a TBX file names them.
         separate: One patch for each term.
         max_rounds: See [`edit_terms`].
         num_alternatives: See [`edit_terms`].
 
     Returns:
-        `terms` (what holds, for each term that could be edited or looked at), `patches` (folders), `left_out` (lines
-        of the glossary by reason), and `absent` (how many terms no sentence uses).
+        `terms` (what holds, for each term that could be edited or looked at), `patches` (folders), `left_out`
+        (entries of the glossary by reason), and `absent` (how many terms no sentence uses).
     """
-    read = read_glossary(glossary)
+    read = read_glossary(glossary, languages)
     sentences = read_regression_set(corpus).sources
     examples = find_examples(model, tokenizer, read.terms, sentences, prefix=config.inputs.get("source_prefix", ""))
     met = [each for each in examples if each.edit or each.check or each.held_out or each.left_out]
@@ -67,7 +69,7 @@ def describe_terms(found: dict[str, Any]) -> str:
     """What [`patch_glossary`] found, a line for each term."""
     lines = [_describe(state) for state in found["terms"]]
     if found["left_out"]:
-        lines.append(f"Lines of the glossary left out: {describe_counts(found['left_out'])}")
+        lines.append(f"Entries of the glossary left out: {describe_counts(found['left_out'])}")
     if found["absent"]:
         lines.append(f"Terms that no sentence of the corpus uses: {found['absent']:,}")
     patches: Sequence[str] = found["patches"]

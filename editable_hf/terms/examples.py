@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.evaluation.translator import Translator
 from editable_hf.terms.glossary import Term, sentences_with
+from editable_hf.terms.placing import put_right_by_attention
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def find_examples(
 ) -> list[TermExamples]:
     """Finds the sentences of each term, and translates them until there are enough.
 
-    A sentence can be edited for where the model's translation has what the term replaces exactly once. Where the
+    A sentence can be edited for where the model's translation has what the term replaces exactly once, or, if the
+    glossary does not say what that is, where the model's attention tells (see [`put_right_by_attention`]). Where the
     translation is right already, there is nothing to edit, but an edit can spoil it: it is used to check or held out.
     All others are left out and counted.
 
@@ -81,9 +83,14 @@ def _examples_of(model, tokenizer, term: Term, sources: list[str], prefix: str) 
             break
         (before,) = translate(model, tokenizer, [prefix + source])
         right = term.is_right(before)
-        target = before if right else term.put_right(before)
+        if right:
+            target = before
+        elif term.replaces:
+            target = term.put_right(before)
+        else:
+            target = put_right_by_attention(model, tokenizer, term, prefix + source, before)
         if target is None:
-            left_out["cannot be put right safely" if term.replaces else "nothing said to replace"] += 1
+            left_out["cannot be put right safely" if term.replaces else "cannot be placed by attention"] += 1
             continue
         free = [name for name in free if name != "edit" or not right]
         if not free:

@@ -7,13 +7,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from editable_hf.data.text_lines import read_lines
+from editable_hf.terms.glossary_files import Entry, read_entries
 
 _WORD = re.compile(r"\w+")
 _MARKUP = re.compile(r"<[^<>]*>|&#?\w+;|\{\w*\}|%\w")
-_HEADING = ["source", "target", "replaces"]
 
 # A word is taken for an inflected form of one of at least so many letters if it adds at most so many at its end.
 SHORTEST_STEM, LONGEST_ENDING = 4, 2
@@ -27,7 +25,7 @@ class Term:
         source: Forms in the source language.
         target: Forms wanted in the translation.
         replaces: Forms that the model uses today, one for each of `target`, or any number if `target` has one form;
-            empty if the glossary does not say.
+            empty if the glossary does not say, see [`put_right_by_attention`].
     """
 
     source: tuple[str, ...]
@@ -57,6 +55,22 @@ class Term:
             form = form[:1].upper() + form[1:]
         return translation[: match.start()] + form + translation[match.end() :]
 
+    def places_in_source(self, sentence: str) -> dict[tuple[int, int], int]:
+        """Where a source sentence uses the term, from and to, and which of the forms it is."""
+        found = {}
+        for number, form in enumerate(self.source):
+            for match in _with_ending(form).finditer(sentence):
+                found.setdefault(match.span(), number)
+        return found
+
+    def put_at(self, translation: str, span: tuple[int, int], form: int) -> str:
+        """The translation with the term in place of a span, in the form of that number if both sides have as many."""
+        start, end = span
+        text = self.target[form if len(self.target) == len(self.source) else 0]
+        if not _WORD.search(translation[:start]) and translation[start].isupper():
+            text = text[:1].upper() + text[1:]
+        return translation[:start] + text + translation[end:]
+
 
 @dataclass(frozen=True)
 class Glossary:
@@ -66,26 +80,27 @@ class Glossary:
     left_out: dict[str, int]
 
 
-def read_glossary(path: str | os.PathLike) -> Glossary:
-    """Reads a glossary of tab-separated lines: source term, target term, and perhaps what the target replaces.
+def read_glossary(path: str | os.PathLike, languages: Sequence[str] | None = None) -> Glossary:
+    """Reads a glossary of source terms, target terms, and perhaps what these replace.
 
-    A column may list several forms, separated by `|`. A first line that reads "source", "target" (and "replaces") is
-    a heading. Lines that cannot be used are left out and counted; of terms that contradict each other, all.
+    Entries that cannot be used are left out and counted; of terms that contradict each other, all.
+
+    Args:
+        path: A `.tsv` file of up to three columns, each of which may list several forms separated by `|`, where a
+            first line that reads "source", "target" (and "replaces") is a heading; a `.tbx` file, where terms of the
+            target that are deprecated are replaced; or a `.po` file, where the forms are those of a plural.
+        languages: Of source and target, as a TBX file names them.
 
     Raises:
+        ImportError: For TBX and PO without translate-toolkit, naming the extra.
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not UTF-8, is no `.tsv` file, or no line can be used.
+        ValueError: If it is not of these kinds, is damaged, or no entry can be used.
     """
-    path = Path(path)
-    if path.suffix != ".tsv":
-        raise ValueError(f"Expected a glossary that ends in .tsv, but got {path}; save it as tab-separated text.")
-    lines = read_lines(path)
-    if lines and [cell.strip().lower() for cell in lines[0].split("\t")] in (_HEADING[:2], _HEADING):
-        del lines[0]
+    entries = read_entries(path, languages)
     left_out: Counter[str] = Counter()
     wanted: defaultdict[str, list[Term]] = defaultdict(list)
-    for line in lines:
-        term = _parse(line)
+    for entry in entries:
+        term = _term(entry)
         if isinstance(term, str):
             left_out[term] += 1
         else:
@@ -100,7 +115,7 @@ def read_glossary(path: str | os.PathLike) -> Glossary:
             left_out["repeated"] += len(same) - 1
     if not terms:
         raise ValueError(
-            f"Expected lines of source term, tab and target term in {path}, but none of {len(lines):,} can be used "
+            f"Expected source terms with target terms in {path}, but none of {len(entries):,} entries can be used "
             f"({describe_counts(left_out) or 'it is empty'}); mend the glossary."
         )
     return Glossary(terms, dict(left_out))
@@ -136,24 +151,20 @@ def sentences_with(terms: Sequence[Term], sentences: Iterable[str]) -> list[list
     return found
 
 
-def _parse(line: str) -> Term | str:
-    """The term of a line, or why there is none."""
-    if not line.strip():
-        return "empty line"
-    cells = [tuple(form.strip() for form in cell.split("|") if form.strip()) for cell in line.split("\t")]
-    if len(cells) == 1:
-        return "no tab"
-    if len(cells) > len(_HEADING):
-        return "too many columns"
-    if not cells[0]:
+def _term(entry: Entry) -> Term | str:
+    """The term of an entry, or why there is none."""
+    if isinstance(entry, str):
+        return entry
+    if not entry[0]:
         return "empty source"
-    if not cells[1]:
+    if not entry[1]:
         return "empty target"
-    if _MARKUP.search(line):
+    forms = [form for cell in entry for form in cell]
+    if any(map(_MARKUP.search, forms)):
         return "markup"
-    if not all(_WORD.search(form) for cell in cells for form in cell):
+    if not all(map(_WORD.search, forms)):
         return "no word"
-    term = Term(*cells)
+    term = Term(*entry)
     if len(term.target) > 1 and len(term.replaces) not in (0, len(term.target)):
         return "not as many forms of what is replaced as of the target"
     return term
