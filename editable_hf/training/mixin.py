@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from editable_hf.core.constraints import IGNORE_INDEX, JointConstraint
 from editable_hf.core.editing import Constraint, edit
+from editable_hf.core.functional import widened
 from editable_hf.core.losses import distillation_loss, edit_loss, objective
 from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
@@ -102,7 +103,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
                 teacher_logits = self.teacher(**inputs).logits
             return weight * distillation_loss(teacher_logits, logits, labels)
         smoothing = self.args.label_smoothing_factor
-        flat = logits.flatten(0, -2), labels.flatten()
+        flat = widened(logits.flatten(0, -2)), labels.flatten()
         return weight * F.cross_entropy(*flat, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
 
     def add_edit_terms(self, base: Tensor, batch: LocalityBatch) -> Tensor:
