@@ -8,6 +8,7 @@ exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
 PLOTS = ["matplotlib>=3.9,<4"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 VISION = ["scikit-learn>=1.6,<2", "optuna>=5,<6"]
+PEFT = ["peft>=0.21.2,<1"]
 TESTS = [
     "pytest>=8.4,<10",
     "pytest-xdist>=3.6,<4",
@@ -55,7 +56,8 @@ setup(
     extras_require={
         "plots": PLOTS,
         "vision": VISION,
+        "peft": PEFT,
         "docs": DOCS,
-        "dev": [*TESTS, *PLOTS, *VISION, *DOCS],
+        "dev": [*TESTS, *PLOTS, *VISION, *PEFT, *DOCS],
     },
 )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from causal_models import causal_model
+from datasets import DatasetDict
 from gradient_recorder import GradientRecorder
 from tiny_images import image_requests, image_rows, tiny_vit
 from torch.nn import functional as F
@@ -202,6 +207,31 @@ def test_batch_that_memory_is_too_small_for_is_halved(kind, tmp_path, monkeypatc
     ]
 
 
+class Hub:
+    """Takes what a trainer pushes, and keeps the files of each push."""
+
+    def __init__(self):
+        self.pushes = []
+
+    def create_repo(self, name, **options):
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, folder_path, **options):
+        self.pushes.append({path.name: path.read_text() for path in Path(folder_path).glob("*.json")})
+        return SimpleNamespace(done=lambda: True, result=lambda: None)
+
+
+def test_what_is_pushed_during_training_has_the_editor_of_that_moment(kind, monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    rates = {"hyperparameter_learning_rate": 0.1, "learn_edit_learning_rate": True}
+    trainer = kind.build(kind.model(), push_to_hub=True, save_strategy="steps", save_steps=1, **rates)
+    entries = logs(trainer)
+    assert len(hub.pushes) == 2 and all("config.json" in files for files in hub.pushes)
+    learned = [json.loads(files["editor_config.json"])["hyperparameters"]["learning_rate"] for files in hub.pushes]
+    assert learned == pytest.approx([entry["editor/learning_rate"] for entry in entries]) and len(set(learned)) == 2
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __init__(self, rows):
         self.rows = rows
@@ -231,8 +261,6 @@ def test_dict_of_columns_is_the_same(kind, tmp_path):
 
 @pytest.mark.parametrize("cut", [1, None], ids=["generator", "splits"])
 def test_what_holds_no_rows_is_refused(kind, cut, encoded_pairs):
-    from datasets import DatasetDict
-
     given = (row for row in kind.rows) if cut else DatasetDict(train=encoded_pairs)
     with pytest.raises(TypeError, match="Expected (one split as )?`train_dataset`"):
         kind.build(kind.model(), train_dataset=given)
@@ -251,7 +279,6 @@ def test_batches_without_labels_are_refused(kind):
 
 
 def lora(model, **options):
-    peft = pytest.importorskip("peft")
     targets = {MarianMTModel: ["q_proj", "v_proj"]}.get(type(model), ["c_attn", "q_proj"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -274,9 +301,7 @@ def test_lora_is_trained_and_saved_with_its_editor(kind, tmp_path):
     trainer.save_model()
     config = EditorConfig.from_pretrained(tmp_path / "lora")
     assert config.learned == {name: value.item() for name, value in model.editor.named_parameters()}
-    from peft import PeftModel
-
-    loaded = PeftModel.from_pretrained(fresh := kind.model(), str(tmp_path / "lora"))
+    loaded = peft.PeftModel.from_pretrained(fresh := kind.model(), str(tmp_path / "lora"))
     own = dict(loaded.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in model.named_parameters() if "lora" in name)
     assert all(torch.equal(value, before[name]) for name, value in kind.model().state_dict().items())
@@ -284,7 +309,6 @@ def test_lora_is_trained_and_saved_with_its_editor(kind, tmp_path):
 
 
 def test_virtual_tokens_are_refused(tmp_path):
-    peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(causal_model("llama"), config)
     args = EditableCausalLMTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
