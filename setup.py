@@ -8,7 +8,8 @@ exec(Path("editable_hf/version.py").read_text(encoding="utf-8"), version)
 PLOTS = ["matplotlib>=3.9,<4"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 VISION = ["scikit-learn>=1.6,<2", "optuna>=5,<6"]
-EXPORT = ["ctranslate2>=4.8,<5", "peft>=0.21.2,<1"]
+PEFT = ["peft>=0.21.2,<1"]
+EXPORT = ["ctranslate2>=4.8,<5", *PEFT]
 TERMS = ["translate-toolkit>=3.20,<4"]  # reads glossaries in TBX and PO
 TESTS = [
     "pytest>=8.4,<10",
@@ -52,11 +53,13 @@ setup(
         "numpy>=2.1,<3",
         "packaging>=23",
         "pyyaml>=6.0.2,<7",
+        "tokenizers>=0.23.3,<1",
         "tqdm>=4.67,<5",
     ],
     extras_require={
         "plots": PLOTS,
         "vision": VISION,
+        "peft": PEFT,
         "export": EXPORT,
         "terms": TERMS,
         "docs": DOCS,

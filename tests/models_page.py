@@ -47,7 +47,7 @@ ALSO = {
     "BigBirdPegasus": 'with `attention_type="original_full"`',
     "FSMT": "facebook/wmt19",
     "M2M100": "NLLB",
-    "MBart": "mBART-50",
+    "MBart": "mBART-cc25, mBART-50",
     "Marian": "Helsinki-NLP/opus-mt",
     "T5": "FLAN-T5",
     "gpt_neox": "Pythia",

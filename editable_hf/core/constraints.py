@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editable_hf.core.functional import FunctionalModel
+from editable_hf.core.functional import FunctionalModel, widened
 from editable_hf.core.prefix_trie import PrefixTrie, head_from
 
 IGNORE_INDEX = -100
@@ -47,7 +47,7 @@ class ClassConstraint:
     target: int
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
-        logits = model(params, **self.inputs).logits  # (num_examples, num_classes)
+        logits = widened(model(params, **self.inputs).logits)  # (num_examples, num_classes)
         if not 0 <= self.target < logits.shape[1]:
             raise ValueError(f"`target` must be a class from 0 to {logits.shape[1] - 1}, got {self.target}.")
         is_target = torch.arange(logits.shape[1], device=logits.device) == self.target
@@ -141,7 +141,7 @@ class SequenceConstraint:
         rows = model.once(("rows", id(self), id(hidden)), lambda: _Rows(model, self, hidden, range(len(self.labels))))
         trie = model.once(("trie", id(self)), lambda: PrefixTrie.build(rows.prefixes, rows.labels != IGNORE_INDEX))
         with trie.shared_by_rows(model.model):
-            logits = model(params, **rows.inputs).logits
+            logits = widened(model(params, **rows.inputs).logits)
         mask = rows.labels != IGNORE_INDEX
         if logits.shape[:2] == trie.shape:  # the model does not call its output layer as a module
             logits = logits.flatten(0, 1)[trie.positions].unsqueeze(0)
@@ -159,7 +159,7 @@ class SequenceConstraint:
         labels = pair.labels[:, shared:]
         with head_from(model.model, shared):
             logits = model(params, **pair.inputs).logits
-        logits = logits[:, -labels.shape[1] :]
+        logits = widened(logits[:, -labels.shape[1] :])
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
         ).view_as(labels)
@@ -170,7 +170,7 @@ class SequenceConstraint:
         """`l_e` in one pass. Only the logits of the two rows that matter are kept for the way back."""
         every, key = range(len(self.labels)), (id(self), id(hidden))
         rows = model.once(("all", *key), lambda: _Rows(model, self, hidden, every, told_apart=False))
-        logits = model(params, **rows.inputs).logits
+        logits = widened(model(params, **rows.inputs).logits)
         weights, target_and_one = model.once(("weights", *key), lambda: self._weights(rows.labels, logits))
         with torch.no_grad():
             scores = (token_losses(logits, rows.labels) * weights).sum(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from editable_hf.core.constraints import IGNORE_INDEX, distinct_rows, token_losses
-from editable_hf.core.functional import FunctionalModel
+from editable_hf.core.functional import FunctionalModel, widened
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ContinuationConstraint:
         """
         logits = model(params, input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
         first = self._prompt_length
-        return -token_losses(logits[:, first - 1 : -1], self.labels[:, first:]).sum(1)
+        return -token_losses(widened(logits[:, first - 1 : -1]), self.labels[:, first:]).sum(1)
 
     @cached_property
     def _prompt_length(self) -> int:  # looked at once: a GPU waits for it

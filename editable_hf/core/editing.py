@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.editors import Editor, Params, apply_updates
 from editable_hf.core.flat import FlatLayout
-from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
+from editable_hf.core.functional import FunctionalModel, as_written, eval_mode, widened
 from editable_hf.core.layer_norm import quick_layer_norms
 from editable_hf.core.selection import select_parameters
 from editable_hf.seams.torch_seam import uncompiled
@@ -25,9 +25,6 @@ from editable_hf.seams.torch_seam import uncompiled
 # chose, `l_e` for them, and the values of `l_e` from the start to there.
 EditFunction = Callable[[FunctionalModel, Constraint, Params, int], tuple[Params, Tensor, list[float]]]
 AnyEditor = Editor | EditFunction
-
-# Small steps are lost when they are added to numbers of half precision, and squares of small gradients are 0 there.
-_SUMMED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 class EditResult(NamedTuple):
@@ -106,7 +103,7 @@ def edit(
     # Fused kernels of attention have no double backward. A forward that is differentiated once keeps them.
     attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
     norms = quick_layer_norms(model) if create_graph else nullcontext()
-    with eval_mode(model), full_precision(model), attention, norms, torch.enable_grad():
+    with eval_mode(model), as_written(model), attention, norms, torch.enable_grad():
         params, loss, history, failure = run(functional_model, constraint, params, max_steps)
     if not create_graph:
         params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
@@ -142,7 +139,7 @@ def _parameters_to_edit(model: nn.Module, layers: str | Iterable[str], editor: A
 @torch.no_grad()
 def constraint_value(model: nn.Module, constraint: Constraint) -> float:
     """`l_e` of the model as it stands, before any step of [`edit`]; at most 0 where nothing is wrong."""
-    with eval_mode(model), full_precision(model):
+    with eval_mode(model), as_written(model):
         return constraint(FunctionalModel(model, []), {}).item()
 
 
@@ -163,7 +160,8 @@ def _descend(
         pack, unpack, editor = layout.pack, layout.unpack, editor.flatten(layout)
     packed = pack(params)
     kinds = {key: value.dtype for key, value in packed.items()}
-    sums = {key: value.to(_SUMMED_IN.get(value.dtype, value.dtype)) for key, value in packed.items()}
+    # Small steps are lost when they are added in half precision, and squares of small gradients are 0 there.
+    sums = {key: widened(value) for key, value in packed.items()}
     create_graph, state, history = model.create_graph, editor.init(sums), []
     grads, earlier = {}, None
     while True:

@@ -16,6 +16,8 @@ from editable_hf.seams.torch_seam import ParameterSlots
 
 T = TypeVar("T")
 
+_HALF = (torch.float16, torch.bfloat16)
+
 # A request has the batch of all alternatives and a few pairs of target and binding alternative, and an edit may serve
 # dozens of requests. The bound is for constraints that make new inputs at every call: their recordings would pile up.
 _MAX_RECORDINGS = 256
@@ -42,7 +44,9 @@ class FunctionalModel:
         self._slots, parameters = ParameterSlots(model), dict(model.named_parameters())
         self._edited = {id(parameters[name]) for name in names}
         edited = set(names)
-        self._frozen = {} if create_graph else {n: p.detach() for n, p in parameters.items() if n not in edited}
+        # Those without gradient stay as they are: quantized weights have a class of their own, which others lack.
+        others = {n: p for n, p in parameters.items() if p.requires_grad and n not in edited}
+        self._frozen = {} if create_graph else {n: p.detach() for n, p in others.items()}
         self._recordings: OrderedDict[Hashable, tuple[Recording, dict[str, Tensor]]] = OrderedDict()
         self._kept: dict[Hashable, Any] = {}
 
@@ -109,16 +113,23 @@ class FunctionalModel:
 
 
 @contextmanager
-def full_precision(model: nn.Module) -> Iterator[None]:
-    """Computes in the dtype of the parameters, whatever autocast surrounds the block or the model.
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Runs the model's own Python code in the dtype of its parameters, whatever was put around the model.
 
-    Steps of an edit are often smaller than half precision can tell apart.
+    Steps of an edit are often smaller than the half precision of autocast can tell apart. What `torch.compile` made of
+    the model or of a part of it has no second derivative, and would be compiled anew for each way an edit watches it.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(without_autocast_wrapper(model))
         for device in {parameter.device.type for parameter in model.parameters()}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor as float32 if it is in half precision, where sums lose what is small beside them."""
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from editable_hf.core.constraints import IGNORE_INDEX
+from editable_hf.core.functional import widened
 
 
 def edit_loss(constraint_value: Tensor) -> Tensor:
@@ -40,12 +41,12 @@ class _FusedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, reference: Tensor, logits: Tensor, padding: Tensor | None) -> Tensor:
         num_rows, width = logits.shape
-        divergence = logits.new_empty(num_rows)
+        divergence = widened(logits.new_empty(num_rows))
         derivative = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
         step = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // max(1, width))
         for start in range(0, num_rows, step):
             block = slice(start, start + step)
-            log_p, log_q = F.log_softmax(reference[block], -1), F.log_softmax(logits[block], -1)
+            log_p, log_q = (F.log_softmax(widened(each[block]), -1) for each in (reference, logits))
             p = log_p.exp()
             divergence[block] = log_p.sub_(log_q).mul_(p).sum(-1)
             if derivative is not None:

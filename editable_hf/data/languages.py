@@ -1,4 +1,4 @@
-"""From which language to which a multilingual translation model translates: NLLB, M2M100, mBART-50."""
+"""From which language to which a multilingual translation model translates: NLLB, M2M100, mBART."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def set_languages(
 
     The tokenizer marks sources and targets, and `model.generation_config.forced_bos_token_id` has every translation
     start with the token of its language. Targets and alternatives of a request share that token, so it does not count
-    in `l_e`. mBART and PLBART read that token before all others instead, as `decoder_start_token_id`.
+    in `l_e`. mBART-cc25 and PLBART read that token before all others instead, as `decoder_start_token_id`.
 
     Does nothing for a model of one pair of languages, if none are given.
 

@@ -59,11 +59,12 @@ class Translator:
         model: An encoder-decoder model.
         tokenizer: Its tokenizer.
         sources: The sentences, tokenized as the model expects.
-        num_beams: Beam size.
+        num_beams: Beam size; if `None`, beams, early stopping and length limit are the model's generation config's.
         batch_size: Sentences decoded together.
         max_length_ratio: A translation gets at most `max_length_ratio * source tokens + 10` tokens, where the longest
             source of its batch counts, as with fairseq's `--max-len-a` and `--max-len-b`. A weak model would
-            otherwise go on to the model's limit for a whole batch because of one sentence.
+            otherwise go on to the model's limit for a whole batch because of one sentence. Without `num_beams` this
+            counts only where the generation config has no limit.
         keep_encoded: Keep the encoder's outputs. Set it to `False` if the encoder is edited.
     """
 
@@ -73,7 +74,7 @@ class Translator:
         tokenizer: PreTrainedTokenizerBase,
         sources: Sequence[str],
         *,
-        num_beams: int = 5,
+        num_beams: int | None = 5,
         batch_size: int = 64,
         max_length_ratio: float = 1.5,
         keep_encoded: bool = True,
@@ -90,6 +91,8 @@ class Translator:
         self._max_new_tokens = [
             translation_limit(model, batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches
         ]
+        limits = (model.generation_config.max_length, model.generation_config.max_new_tokens)
+        self._own_limit = num_beams is None and any(limit is not None for limit in limits)
         self._encoded: list[ModelOutput | None] = [None] * len(self._batches)
         self._together = math.inf if model.device.type in TOGETHER_DEVICES else 1  # edits decoded together, at most
 
@@ -144,14 +147,15 @@ class Translator:
         """Token ids of a batch's translations, `(num_edits * sentences, length)`."""
         batch = self._batches[number]
         ids, mask = (batch[key].repeat(num_edits, 1) for key in ("input_ids", "attention_mask"))
+        options = {} if self._own_limit else {"max_new_tokens": self._max_new_tokens[number]}
+        if self.num_beams is not None:
+            options |= {"num_beams": self.num_beams, "early_stopping": self.num_beams > 1}
         return self.model.generate(
             # Already encoded, but options such as `encoder_no_repeat_ngram_size` look at them.
             ids,
             encoder_outputs=self._encode(number, ids, mask),
             attention_mask=mask,
-            num_beams=self.num_beams,
-            early_stopping=self.num_beams > 1,
-            max_new_tokens=self._max_new_tokens[number],
+            **options,
             **_FIXED,
         )
 

@@ -164,12 +164,13 @@ def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: 
     """Token ids that the model as it stands gives for a request's source, decoding freely.
 
     Of a decoder-only model the greedy continuation, as many tokens as the target has: an answer that begins with the
-    target is right. Otherwise the whole output, as the generation config says.
+    target is right. Otherwise the whole output, as the generation config says, but without chance.
     """
     with eval_mode(model):
         if is_decoder_only(model):
             (row,) = beams_after_prompt(model, request["input_ids"], len(request["labels"]), num_beams=1)
             return row
         inputs = torch.tensor([list(request["input_ids"])], device=model.device)
-        (row,) = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), num_return_sequences=1)
+        options = {"num_return_sequences": 1, "do_sample": False}
+        (row,) = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)
     return strip_ids(row, tokenizer)

@@ -40,7 +40,7 @@ def review_translations(
         sources: The regression set, as the model expects sentences.
         references: Their translations as the model writes them; without them only the changes are found.
         edited_sources: The sentences that the patch is for, to be marked if they are among `sources`.
-        num_beams: Beam size, by default that of the model's generation config.
+        num_beams: Beam size with early stopping; by default decoding is as the model's generation config says.
         batch_size: Sentences decoded together.
         patch: What to call the patch.
         base_model: What to call the model, by default its own name or path.
@@ -92,8 +92,6 @@ def _build_translator(
     num_beams: int | None,
     batch_size: int,
 ) -> Translator:
-    if num_beams is None:
-        num_beams = model.generation_config.num_beams or 1
     own = dict(model.named_parameters())
     in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
     keep_encoded = not any(id(own[name]) in in_encoder for name in params)

@@ -61,6 +61,17 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return vars(model).get("_modules", {}).get("_orig_mod", model)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` made the model, or its `forward`, or the model was compiled in place.
+
+    Relies on the attribute `_orig_mod` of what `torch.compile` returns for a module and `_torchdynamo_orig_callable`
+    for a function, and on `torch.nn.Module._compiled_call_impl` (torch 2.9 to 2.14).
+    """
+    in_place = getattr(model, "_compiled_call_impl", None) is not None
+    forward = vars(model).get("forward")
+    return uncompiled(model) is not model or in_place or hasattr(forward, "_torchdynamo_orig_callable")
+
+
 @contextmanager
 def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None]:
     """Calls `handle(module, forward, *args, **kwargs)` in place of each module's forward within the block.

@@ -10,6 +10,16 @@ from torch import Tensor
 from editable_hf.core.constraints import IGNORE_INDEX
 
 
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """The labels of a batch; raises `ValueError` where the collator gave none."""
+    if "labels" not in batch:
+        raise ValueError(
+            f"Expected batches with `labels` to train on, got {sorted(batch)}. Give `train_dataset` that column, or a "
+            "`data_collator` that makes it (for language models, leave it out and give the `processing_class`)."
+        )
+    return batch["labels"]
+
+
 def count_labels(micro_batches: Sequence[Mapping[str, Tensor]], accelerator: Accelerator) -> Tensor | None:
     """Labels of all micro-batches of one update that are not -100, mean over processes; `None` without batches.
 

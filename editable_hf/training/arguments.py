@@ -159,6 +159,11 @@ class EditableSeq2SeqTrainingArguments(EditableArguments, Seq2SeqTrainingArgumen
         super().__post_init__()
         if self.max_tokens_per_batch < 0:
             raise ValueError(f"`max_tokens_per_batch` must be 0 or more, got {self.max_tokens_per_batch}.")
+        if self.max_tokens_per_batch and self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size` makes `per_device_train_batch_size` smaller, which `max_tokens_per_batch` "
+                f"({self.max_tokens_per_batch}) replaces; leave one of them unset."
+            )
 
 
 @dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from editable_hf.core.editors import LearnableEditor
 from editable_hf.core.selection import select_parameters
@@ -81,6 +81,23 @@ def separate_group(
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
     optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": weight_decay})
     return optimizer
+
+
+class EditorWithPushes(TrainerCallback):
+    """Writes `editor_config.json` to what is pushed during training (`push_to_hub=True`).
+
+    `Trainer` takes the weights of its last checkpoint there, but no file that it does not know.
+
+    Args:
+        config: Gives the editor as it stands.
+    """
+
+    def __init__(self, config: Callable[[], EditorConfig]):
+        self._config = config
+
+    def on_push_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self._config().save_pretrained(args.output_dir)
 
 
 def restore_editor(model: PreTrainedModel, folder: str | os.PathLike) -> None:

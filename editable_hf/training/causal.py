@@ -15,7 +15,7 @@ from editable_hf.core.losses import token_locality_loss
 from editable_hf.data.continuations import check_decoder_only, continuation_constraint
 from editable_hf.training.arguments import EditableCausalLMTrainingArguments
 from editable_hf.training.checkpoints import WholeCheckpoints
-from editable_hf.training.edit_dataset import as_requests
+from editable_hf.training.datasets import as_requests, as_train_dataset
 from editable_hf.training.mixin import EditableTrainerMixin
 
 
@@ -66,7 +66,7 @@ class EditableCausalLMTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
             model=model,
             args=EditableCausalLMTrainingArguments("trainer_output") if args is None else args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            train_dataset=as_train_dataset(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
@@ -77,7 +77,8 @@ class EditableCausalLMTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_decoder_only(self.model)
-        self._init_editable(None if edit_dataset is None else as_requests(edit_dataset))
+        columns = ("input_ids", "labels", "alternatives")
+        self._init_editable(None if edit_dataset is None else as_requests(edit_dataset, *columns))
 
     def request_constraint(self, request: Mapping[str, Any]) -> ContinuationConstraint:
         return continuation_constraint(request, self.model).to(self.args.device)

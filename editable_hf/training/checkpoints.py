@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -66,6 +67,14 @@ class WholeCheckpoints(TrainerHooks):
         # Each process has its own; the trainer's state, which is next, says that all are there.
         self.accelerator.wait_for_everyone()
 
+    def weights_loaded(self, folder: str) -> None:
+        super().weights_loaded(folder)
+        # Weights of some kinds (ViT, experts) are saved under names of older releases, which only `from_pretrained`
+        # reads; Trainer left them out with a warning (transformers issue 43701). To go when it does not any more.
+        if _saved_names(Path(folder)) - set(self.model.state_dict()):
+            saved = type(self.model).from_pretrained(folder, config=self.model.config)
+            self.model.load_state_dict(saved.state_dict(), strict=False)
+
 
 @contextmanager
 def replaced_at_once(folder: str | Path) -> Iterator[Path]:
@@ -93,6 +102,16 @@ def _move_into(folder: Path, staging: Path) -> None:
     for file in sorted(files, key=lambda file: str(file) in _ENTRIES):
         folder.joinpath(file.parent).mkdir(parents=True, exist_ok=True)
         (staging / file).replace(folder / file)
+
+
+def _saved_names(folder: Path) -> set[str]:
+    """What the weights in a checkpoint are called; nothing where it holds an adapter's alone."""
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).exists():
+        return set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"])
+    if not (folder / SAFE_WEIGHTS_NAME).exists():
+        return set()
+    with safe_open(folder / SAFE_WEIGHTS_NAME, "pt") as weights:
+        return set(weights.keys())
 
 
 def _is_json(path: Path) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.utils import is_peft_available
 
 from editable_hf.core.editing import check_one_device
 from editable_hf.launch import check_launch
+from editable_hf.seams.torch_seam import is_compiled
 from editable_hf.seams.transformers_seam import attention_of
 
 
@@ -51,3 +53,28 @@ def check_supported(
             "model computes; the trainer computes its own and would leave them out. Set "
             "`model.config.output_router_logits = False` to train without them."
         )
+    _check_wrapped(model)
+
+
+def _check_wrapped(model: PreTrainedModel) -> None:
+    """Raises `ValueError` for what `torch.compile` or peft made of a model and an edit cannot look into."""
+    if is_compiled(model):
+        raise ValueError(
+            "The model is compiled already, but edits, which are differentiated twice, need its own code. Give the "
+            "model as it was before `torch.compile`; `torch_compile=True` in the arguments compiles the base forward."
+        )
+    adapter = peft_config(model)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(
+            f"The model's adapter is {adapter.peft_type.value}, which puts virtual tokens before each text; losses "
+            "and edits count the tokens of the text alone. Use an adapter of weights, such as LoRA."
+        )
+
+
+def peft_config(model: PreTrainedModel):
+    """What a peft model's adapter is; `None` for any other model."""
+    if not is_peft_available():
+        return None
+    from peft import PeftModel
+
+    return model.active_peft_config if isinstance(model, PeftModel) else None

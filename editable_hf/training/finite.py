@@ -39,6 +39,11 @@ class FiniteNumbers(TrainerCallback):
                     "and at the batch of this update, or lower `edit_learning_rate`."
                 )
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        # With `auto_find_batch_size` training begins again where memory ran out, with half an update behind it.
+        self._requests = []
+        self._terms.reset()
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         requests, self._requests = self._requests, []
         broken, self._terms.not_finite = self._terms.not_finite, []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
 
 from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.functional import eval_mode
@@ -16,6 +17,8 @@ from editable_hf.data.image_requests import ImageEditRequests, classes_at_ranks
 from editable_hf.training.arguments import EditableImageTrainingArguments
 from editable_hf.training.attached_editor import separate_group
 from editable_hf.training.checkpoints import WholeCheckpoints
+from editable_hf.training.checks import peft_config
+from editable_hf.training.datasets import as_requests, as_train_dataset
 from editable_hf.training.mixin import EditableTrainerMixin
 from editable_hf.training.request_order import RequestOrder
 
@@ -75,7 +78,7 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
             model=model,
             args=EditableImageTrainingArguments("trainer_output") if args is None else args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            train_dataset=as_train_dataset(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
@@ -85,8 +88,10 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if data_collator is None:
+            self.data_collator = _ModelInputs(self.model)
         if edit_dataset is not None:
-            _check_requests(edit_dataset)
+            edit_dataset = _checked_requests(edit_dataset)
         self._init_editable(edit_dataset)
         if self.args.extra_learning_rate is not None and not self._extra_parameters():
             raise ValueError(
@@ -132,6 +137,20 @@ class EditableImageTrainer(WholeCheckpoints, EditableTrainerMixin, Trainer):
         return optimizer
 
 
+class _ModelInputs:
+    """Makes a batch of what the model takes and of the classes; other columns (names, the image itself) stay behind.
+
+    The Trainer would remove them from the dataset, but transforms of the dataset need them.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        inner = model if peft_config(model) is None else model.get_base_model()
+        self._names = {*inspect.signature(inner.forward).parameters, "label", "label_ids"}
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        return default_data_collator([{k: v for k, v in row.items() if k in self._names} for row in rows])
+
+
 def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(-1)
 
@@ -141,12 +160,12 @@ def _error_rate(prediction: EvalPrediction) -> dict[str, float]:
     return {"error_rate": float((prediction.predictions != prediction.label_ids).mean())}
 
 
-def _check_requests(edit_dataset) -> None:
-    if len(edit_dataset) == 0:
-        raise ValueError("`edit_dataset` is empty; leave it out to train without edits.")
+def _checked_requests(edit_dataset) -> Sized:
+    edit_dataset = as_requests(edit_dataset)
     row = edit_dataset[0]
     if "pixel_values" not in row or not {"target", "rank"} & set(row):
         raise ValueError(
             f"`edit_dataset` must give rows with `pixel_values` and `target` (or `rank`), got {sorted(row)}. Build it "
             "with `ImageEditRequests`."
         )
+    return edit_dataset

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from transformers.utils import logging
 
 from editable_hf.core.editors import Params
-from editable_hf.core.functional import eval_mode, full_precision
+from editable_hf.core.functional import as_written, eval_mode
 from editable_hf.core.replay import Recording, ReplayError, record
 from editable_hf.training.arguments import EditableArguments
 
@@ -77,7 +77,7 @@ class LocalityBatch:
 
     def compare(self, edits: list[Params]) -> Tensor:
         """Sum of the loss over the edits; `edits` holds the edited parameters of each, with graph."""
-        with eval_mode(self.model), full_precision(self.model):
+        with eval_mode(self.model), as_written(self.model):
             try:
                 return self._compare(edits)
             except ReplayError as error:

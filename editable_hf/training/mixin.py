@@ -15,11 +15,18 @@ from torch.nn import functional as F
 
 from editable_hf.core.constraints import IGNORE_INDEX, JointConstraint
 from editable_hf.core.editing import Constraint, edit
+from editable_hf.core.functional import widened
 from editable_hf.core.losses import distillation_loss, edit_loss, objective
 from editable_hf.models.position_tables import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
-from editable_hf.training.accumulation import count_labels
-from editable_hf.training.attached_editor import attach_editor, editable_names, restore_editor, separate_group
+from editable_hf.training.accumulation import count_labels, labels_of
+from editable_hf.training.attached_editor import (
+    EditorWithPushes,
+    attach_editor,
+    editable_names,
+    restore_editor,
+    separate_group,
+)
 from editable_hf.training.checks import check_supported
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.finite import FiniteNumbers
@@ -53,6 +60,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         self.edit_dataset, self._terms = edit_dataset, TermLog()
         self._finite = FiniteNumbers(self._terms)
         self.add_callback(self._finite)
+        self.add_callback(EditorWithPushes(self.editor_config))
         self._order = None if edit_dataset is None else RequestOrder(len(edit_dataset), args)
         self._take_model(self.model)
 
@@ -87,7 +95,9 @@ class EditableTrainerMixin(TrainerHooks, ABC):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        aligned = [{"labels": self.aligned(batch["labels"])} for batch in samples]
+        if self._order is not None:
+            self._order.start_update()
+        aligned = [{"labels": self.aligned(labels_of(batch))} for batch in samples]
         return samples, count_labels(aligned, self.accelerator)
 
     def _base_loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Any], num_items) -> Tensor:
@@ -102,7 +112,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
                 teacher_logits = self.teacher(**inputs).logits
             return weight * distillation_loss(teacher_logits, logits, labels)
         smoothing = self.args.label_smoothing_factor
-        flat = logits.flatten(0, -2), labels.flatten()
+        flat = widened(logits.flatten(0, -2)), labels.flatten()
         return weight * F.cross_entropy(*flat, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
 
     def add_edit_terms(self, base: Tensor, batch: LocalityBatch) -> Tensor:

@@ -35,6 +35,10 @@ class RequestOrder:
         self.num_requests, self.args, self.endless = num_requests, args, endless
         self._step, self._micro_batch = -1, 0
 
+    def start_update(self) -> None:
+        """The next micro-batch is the first of its update, also where the update is tried again with less memory."""
+        self._step = -1
+
     def rows(self, step: int) -> list[int]:
         """Rows for the next micro-batch of update `step`."""
         self._micro_batch = self._micro_batch + 1 if step == self._step else 0

@@ -18,7 +18,7 @@ from editable_hf.models.beam_search import check_encoder_decoder
 from editable_hf.seams.accelerate_seam import moved_to_device
 from editable_hf.training.arguments import EditableSeq2SeqTrainingArguments
 from editable_hf.training.checkpoints import WholeCheckpoints
-from editable_hf.training.edit_dataset import as_requests
+from editable_hf.training.datasets import as_requests, as_train_dataset
 from editable_hf.training.editor_config import EditorConfig
 from editable_hf.training.mixin import EditableTrainerMixin
 
@@ -72,7 +72,7 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             model=model,
             args=EditableSeq2SeqTrainingArguments("trainer_output") if args is None else args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            train_dataset=as_train_dataset(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             model_init=model_init,
@@ -83,7 +83,9 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         check_encoder_decoder(self.model)
-        self._init_editable(None if edit_dataset is None else as_requests(edit_dataset))
+        _check_token_batches(self.args, train_dataset)
+        columns = ("input_ids", "labels", "alternatives")
+        self._init_editable(None if edit_dataset is None else as_requests(edit_dataset, *columns))
 
     def request_constraint(self, request: Mapping[str, Any]) -> SequenceConstraint:
         constraint = request_constraint(request, self.model, length_penalty=self.args.edit_length_penalty)
@@ -118,21 +120,26 @@ class EditableSeq2SeqTrainer(WholeCheckpoints, EditableTrainerMixin, Seq2SeqTrai
         args, usual = self.args, super().get_train_dataloader()
         if not args.max_tokens_per_batch:
             return usual
-        dataset = usual.dataset  # without the columns that the model does not take
-        lengths = [
-            max(len(source), len(target))
-            for source, target in zip(dataset["input_ids"], dataset["labels"], strict=True)
-        ]
+        dataset = usual.dataset
+        lengths = [max(len(row["input_ids"]), len(row["labels"])) for row in dataset]
         sampler = TokenBatchSampler(lengths, args.max_tokens_per_batch, args.seed, args.process_index, args.world_size)
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=usual.collate_fn,  # without the columns that the model does not take
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
         )
         # The sampler shards by itself; accelerate only moves the batches.
         return moved_to_device(loader, args.device)
+
+
+def _check_token_batches(args: EditableSeq2SeqTrainingArguments, train_dataset) -> None:
+    if args.max_tokens_per_batch and train_dataset is not None and not hasattr(train_dataset, "__len__"):
+        raise ValueError(
+            f"`max_tokens_per_batch` groups rows by length and needs all of them, but `train_dataset` is a "
+            f"{type(train_dataset).__name__}, read in order. Leave it at 0, or make the rows a `Dataset`."
+        )
 
 
 def _decoder_input_ids(model: PreTrainedModel, labels: Tensor) -> Tensor:

@@ -26,10 +26,11 @@ class TermLog:
     """
 
     def __init__(self):
-        self.not_finite: list[str] = []
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forgets all terms."""
+        self.not_finite: list[str] = []
         self.sums: dict[str, float] = dict.fromkeys(_TERMS, 0.0)
         self.count, self._counts = 0, dict.fromkeys(_TERMS, 0)
 
@@ -52,5 +53,5 @@ class TermLog:
         totals, counts = accelerator.reduce(sums, reduction="sum").tolist()
         triples = zip(_TERMS, totals, counts, strict=True)
         means = {name: total / count for name, total, count in triples if count > 0}
-        self._reset()
+        self.reset()
         return means

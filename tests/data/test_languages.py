@@ -11,6 +11,9 @@ import torch
 from transformers import (
     M2M100Config,
     M2M100ForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
     NllbTokenizer,
     T5Config,
     T5ForConditionalGeneration,
@@ -20,13 +23,14 @@ from editable_hf import (
     EditableSeq2SeqTrainer,
     EditableSeq2SeqTrainingArguments,
     edit,
+    edited,
     make_edit_requests,
     request_constraint,
     rmsprop,
 )
 from editable_hf.cli import main
 from editable_hf.data.languages import set_languages
-from editable_hf.evaluation.verified_edit import decode
+from editable_hf.evaluation.verified_edit import decode, verified_edit
 from editable_hf.patches import Patch
 
 LANGUAGES = ["deu_Latn", "eng_Latn", "fra_Latn"]
@@ -81,6 +85,32 @@ def test_token_of_the_language_does_not_count(model, multilingual):
     expected = max(map(score, request["alternatives"])) - score(request["labels"])
     result = edit(model, request_constraint(request, model), rmsprop(1e-3), "last_decoder_layer", 0)
     assert result.history[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_mbart_cc25_starts_from_the_language_that_it_writes():
+    """Its sources and targets end in their language; those of mBART-50 and NLLB begin with it."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted({"▁", *"".join(WORDS)})]
+    tokenizer = MBartTokenizer(vocab=[(piece, -1.0) for piece in pieces])
+    config = MBartConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64, init_std=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MBartForConditionalGeneration(config).eval()
+    set_languages(model, tokenizer, "de_DE", "en_XX")
+    german, english = (tokenizer.convert_tokens_to_ids(code) for code in ("de_DE", "en_XX"))
+    requests = make_edit_requests(
+        model, tokenizer, ["der hund"], targets=["the dog"], num_alternatives=3, progress=None
+    )
+    end = tokenizer.eos_token_id
+    assert requests[0]["input_ids"][-2:] == [end, german]
+    assert requests[0]["labels"][-1] == end and english not in requests[0]["labels"]
+    outcome = verified_edit(model, tokenizer, requests, rmsprop(1e-2), "last_decoder_layer", max_steps=100)
+    assert outcome.all_verified
+    with edited(model, outcome.result):
+        (row,) = model.generate(**tokenizer("der hund", return_tensors="pt"))
+    assert row[0] == english and tokenizer.decode(row, skip_special_tokens=True) == "the dog"
 
 
 def test_languages_must_be_known_and_complete(model, multilingual):

@@ -4,6 +4,7 @@ import torch
 from editable_hf import edit, edited, make_edit_requests, rmsprop
 from editable_hf.evaluation import verified_edit as module
 from editable_hf.evaluation.verified_edit import decode, joint_constraint, verified_edit
+from editable_hf.review.translations import review_translations
 
 LAYER = "last_decoder_layer"
 
@@ -32,6 +33,55 @@ def test_verified_is_what_generate_says(trained_marian, tokenizer, wrong):
         assert outcome.result.success
     assert any(outcome.all_verified for outcome in outcomes)
     assert all(torch.equal(value, state[name]) for name, value in trained_marian.state_dict().items())
+
+
+DECODING = {
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "bad_words_ids": {"bad_words_ids": [[4], [5], [6]]},
+    "length_penalty": {"num_beams": 4, "length_penalty": -3.0},
+    "min_new_tokens": {"min_new_tokens": 12, "num_beams": 2},
+    "early_stopping": {"num_beams": 6, "early_stopping": "never", "length_penalty": 2.0},
+    "max_length": {"max_length": 4, "max_new_tokens": None},
+}
+
+
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_is_that_of_the_generation_config(trained_marian, tokenizer, wrong, sentence_pairs, name):
+    model, sources = trained_marian, sentence_pairs[0][:6]
+
+    def generate():
+        outputs = [model.generate(**tokenizer(source, return_tensors="pt"))[0] for source in sources]
+        return tokenizer.batch_decode(outputs, skip_special_tokens=True)
+
+    model.generation_config.update(num_beams=1, early_stopping=False)
+    plain = generate()
+    model.generation_config.update(**DECODING[name])
+    before = generate()
+    assert before != plain
+    outcome = verified_edit(model, tokenizer, wrong[:1], rmsprop(1e-2), LAYER, max_steps=30)
+    with edited(model, outcome.result):
+        after = generate()
+    assert outcome.outputs == [after[sources.index(wrong[0]["source"])]]
+    changes = review_translations(model, tokenizer, outcome.result.params, sources).changes
+    assert {each.index: (each.before, each.after) for each in changes} == {
+        index: pair for index, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]
+    }
+
+
+def test_resized_vocabulary_and_a_start_that_is_neither_padding_nor_end(trained_marian, tokenizer, wrong):
+    model, start = trained_marian, tokenizer.bos_token_id
+    assert start not in (model.config.pad_token_id, model.config.eos_token_id)
+    model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
+    source, target = wrong[0]["source"], wrong[0]["target"]
+    requests = make_edit_requests(model, tokenizer, [source], targets=[target], num_alternatives=3, progress=None)
+    outcome = verified_edit(model, tokenizer, requests, rmsprop(1e-2), LAYER, max_steps=60)
+    assert outcome.all_verified and outcome.result.num_steps > 0
+    with edited(model, outcome.result):
+        (row,) = model.generate(**tokenizer(source, return_tensors="pt"))
+    assert row[0] == start and tokenizer.decode(row[1:], skip_special_tokens=True) == target
+    (change,) = review_translations(model, tokenizer, outcome.result.params, [source]).changes
+    assert change.after == target
 
 
 def test_output_becomes_an_alternative(trained_marian, tokenizer, wrong):

@@ -53,6 +53,44 @@ def test_requests_in_any_form_are_the_same(make_trainer, trained_marian, request
     assert losses(trainer) == expected
 
 
+def test_rows_batched_by_tokens_are_a_dataset_or_a_list(make_trainer, trained_marian, encoded_pairs, tmp_path):
+    rows = encoded_pairs.select(range(12))
+    expected = losses(make_trainer(copy.deepcopy(trained_marian), train_dataset=rows, max_tokens_per_batch=60))
+    more = [{**row, "text": "not for the model"} for row in rows]
+    options = {"max_tokens_per_batch": 60, "folder": tmp_path / "list"}
+    assert losses(make_trainer(copy.deepcopy(trained_marian), train_dataset=more, **options)) == expected
+    with pytest.raises(ValueError, match="needs all of them, but `train_dataset` is a IterableDataset, read in order"):
+        make_trainer(trained_marian, train_dataset=rows.to_iterable_dataset(), max_tokens_per_batch=60)
+    with pytest.raises(ValueError, match=r"`max_tokens_per_batch` \(60\) replaces; leave one of them unset"):
+        make_trainer(trained_marian, max_tokens_per_batch=60, auto_find_batch_size=True)
+
+
+def test_metrics_of_generated_text_and_a_collator_of_ones_own(make_trainer, trained_marian, tokenizer, encoded_pairs):
+    collate, batches = DataCollatorForSeq2Seq(tokenizer), []
+
+    def own_collator(rows):
+        batches.append(len(rows))
+        return collate(rows)
+
+    def exact(prediction):
+        predictions, labels = (np.where(each < 0, 1, each) for each in (prediction.predictions, prediction.label_ids))
+        texts = (tokenizer.batch_decode(each, skip_special_tokens=True) for each in (predictions, labels))
+        return {"exact": np.mean([one == other for one, other in zip(*texts, strict=True)])}
+
+    rows = encoded_pairs.select(range(8))
+    parts = {"data_collator": own_collator, "compute_metrics": exact, "eval_dataset": rows}
+    options = {"predict_with_generate": True, "generation_max_length": 20, "metric_for_best_model": "exact"}
+    trainer = make_trainer(copy.deepcopy(trained_marian), parts=parts, **options)
+    metrics = trainer.evaluate()
+    outputs = trained_marian.generate(**collate([{"input_ids": ids} for ids in rows["input_ids"]]), max_length=20)
+    wanted = tokenizer.batch_decode(list(rows["labels"]), skip_special_tokens=True)
+    said = tokenizer.batch_decode(outputs, skip_special_tokens=True)
+    assert metrics["eval_exact"] == np.mean([one == other for one, other in zip(said, wanted, strict=True)])
+    assert 0 < metrics["eval_exact"] < 1 and "eval_loss" in metrics
+    trainer.train()
+    assert batches[0] == 8 and set(batches[1:]) == {4}
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [
