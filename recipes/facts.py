@@ -58,7 +58,9 @@ def report(config: FactRecipeConfig, measured: dict[str, Stage], folder: Path) -
     many = {
         key: [row for stage in measured.values() for row in _read(stage.folder / f"{key}.json", [])] for key in TABLES
     }
-    write_results(folder / "results.json", rows, asdict(config), config.seed, **many)
+    source = config.data.test if config.data.test else "the made-up facts of the package"
+    name = f"{rows[0]['num_edits']} edits, {source}"
+    write_results(folder / "results.json", rows, asdict(config), config.seed, test_name=name, **many)
     print(f"\nOne edit at a time, {rows[0]['num_edits']} edits\n{format_table(rows, FACT_COLUMNS)}")
     for key, title in TABLES.items():
         if many[key]:

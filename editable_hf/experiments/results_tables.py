@@ -8,7 +8,14 @@ from typing import Any
 
 from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, SENTENCE_COLUMNS
 from editable_hf.experiments.paper_tables import GENERALIZATION, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_6
-from editable_hf.experiments.report import BLEU_COLUMNS, ERROR_COLUMNS, GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS
+from editable_hf.experiments.report import (
+    BLEU_COLUMNS,
+    ERROR_COLUMNS,
+    FACT_COLUMNS,
+    GENERALIZATION_COLUMNS,
+    MANY_FACTS_COLUMNS,
+    SEQUENCE_COLUMNS,
+)
 
 Row = Mapping[str, Any]
 Columns = dict[str, tuple[str, str]]
@@ -145,6 +152,23 @@ SECTIONS = [
         "figure_2",
         "Edits of test images to random classes, those that took a step. The paper describes 4,500.",
         _FIGURE_2,
+    ),
+    Section(
+        "Facts of a language model",
+        "facts",
+        "Not in the paper. Each row edits the same facts to another object of the same kind; see docs/facts.md for the "
+        "columns. Learning rates are chosen on 20 validation edits.",
+        dict(FACT_COLUMNS),
+        drawn=("kl", "KL on text (nats a token)", 1),
+        more=(
+            ("at_once", "Several edits at once", dict(MANY_FACTS_COLUMNS), ()),
+            (
+                "in_a_row",
+                "Edits in a row, each of what the one before left; said and kept after the last of them",
+                dict(MANY_FACTS_COLUMNS),
+                (),
+            ),
+        ),
     ),
     Section(
         "What else one could do about a wrong translation",
