@@ -19,7 +19,7 @@ from editable_hf.baselines.fine_tuning import until_it_holds
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import Constraint, JointConstraint
 from editable_hf.core.editing import EditResult
-from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
+from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.selection import select_parameters
 from editable_hf.seams.torch_seam import intercepted
 
@@ -82,7 +82,7 @@ class Grace:
         """
         parts = constraint.constraints if isinstance(constraint, JointConstraint) else [constraint]
         facts = facts_of(constraint)
-        with eval_mode(self.model), full_precision(self.model):
+        with eval_mode(self.model), as_written(self.model):
             history = [self._value_of(constraint)]
             if history[0] > 0:
                 for part, fact in zip(parts, facts, strict=True):

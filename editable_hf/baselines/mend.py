@@ -21,7 +21,7 @@ from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
-from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
+from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.losses import locality_loss
 from editable_hf.core.selection import select_parameters
 
@@ -146,7 +146,7 @@ def mend_loss(mend: Mend, model: PreTrainedModel, example: MendExample, edit_wei
     functional = FunctionalModel(model, mend.names, replay=False)
     params = {name: model.get_parameter(name).detach() for name in mend.names}
     text = {"input_ids": torch.tensor([list(example.unrelated)], device=model.device)}
-    with eval_mode(model), full_precision(model), torch.enable_grad():
+    with eval_mode(model), as_written(model), torch.enable_grad():
         after = mend.updated(functional, params, facts_of(example.edit), observe=True)
         said = target_loss(functional, after, target_batch(facts_of(example.rephrased)))
         with torch.no_grad():

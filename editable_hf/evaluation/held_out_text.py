@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from editable_hf.core.constraints import IGNORE_INDEX, token_losses
-from editable_hf.core.functional import FunctionalModel, eval_mode, full_precision
+from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.losses import distillation_loss
 from editable_hf.core.selection import select_parameters
 
@@ -68,7 +68,7 @@ class HeldOutText:
     def change(self, params: Mapping[str, Tensor]) -> TextChange:
         """What the model predicts with `params` in place of its own, which may be some of the layers' alone."""
         divergence, loss, count = 0.0, 0.0, 0
-        with eval_mode(self._model), full_precision(self._model):
+        with eval_mode(self._model), as_written(self._model):
             for inputs, labels in self._batches:
                 before, after = (
                     self._functional(values, **inputs, use_cache=False).logits
