@@ -75,20 +75,13 @@ def memit(
         if before.item() <= 0 or max_steps == 0:
             return params, before, [before.item()]
         bos, block = model.model.config.bos_token_id, block_of(model.model, layers[-1].weight)
-        chunks = [
-            SubjectRows.of(subjects[start : start + batch_size], prefixes, bos)
-            for start in range(0, len(subjects), batch_size)
-        ]
-        shifts = torch.cat([search_values(model, params, rows, block, search, max_steps) for rows in chunks]).double()
-        whole = FunctionalModel(
-            model.model, list(params), replay=False
-        )  # would otherwise hold the states of all facts
-        wanted = None
+        starts = range(0, len(subjects), batch_size)
+        chunks = [SubjectRows.of(subjects[start : start + batch_size], prefixes, bos) for start in starts]
+        shifts = torch.cat([search_values(model, params, rows, block, search, max_steps) for rows in chunks])
+        whole = FunctionalModel(model.model, list(params), replay=False)  # or the states of all facts would be kept
+        wanted = _read(whole, params, chunks, layers[-1].module, block)[1] + shifts
         for index, layer in enumerate(layers):
-            found = [(rows, *keys_and_values(whole, params, rows, layer.module, block)) for rows in chunks]
-            keys = torch.cat([rows.mean(keys) for rows, keys, _ in found]).double()  # (num_facts, in_features)
-            hidden = torch.cat([states[rows.first] for rows, _, states in found]).double()  # (num_facts, hidden)
-            wanted = hidden + shifts if wanted is None else wanted
+            keys, hidden = _read(whole, params, chunks, layer.module, block)
             residuals = (wanted - hidden) / (len(layers) - index)
             change = least_squares_update(residuals, keys, covariances[layer.weight], covariance_weight)
             params = layer.add(params, change)
@@ -97,6 +90,15 @@ def memit(
         return params, after, [before.item(), after.item()]
 
     return write
+
+
+def _read(
+    model: FunctionalModel, params: Params, chunks: Sequence[SubjectRows], layer: nn.Module, block: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """The facts' keys, `(num_facts, in_features)`, and hidden states, `(num_facts, hidden_size)`, in float64."""
+    found = [(rows, *keys_and_values(model, params, rows, layer, block)) for rows in chunks]
+    keys = torch.cat([rows.mean(keys) for rows, keys, _ in found])
+    return keys.double(), torch.cat([states[rows.first] for rows, _, states in found]).double()
 
 
 def least_squares_update(residuals: Tensor, keys: Tensor, covariance: KeyCovariance, weight: float) -> Tensor:
