@@ -84,8 +84,12 @@ def _by_subject(make: Callable[..., AnyEditor], one_layer: bool) -> Callable[[Se
         given: Any = next(iter(covariances.values())) if one_layer else covariances
 
         def editor(requests: Sequence[Request]) -> AnyEditor:
-            ends = [subject_end(setting.tokenizer, request["source"], request["subject"]) for request in requests]
-            return make(given, subject_ends=ends)
+            tokenizer, ends, essences = setting.tokenizer, [], []
+            for request in requests:
+                ends.append(subject_end(tokenizer, request["source"], request["subject"]))
+                essence = f"{request['subject']} is a"  # ROME, section 3.1: what the subject is should stay
+                essences.append((tokenizer(essence)["input_ids"], subject_end(tokenizer, essence, request["subject"])))
+            return make(given, subject_ends=ends, essences=essences)
 
         return lambda rate: EditorFor(editor)
 
