@@ -77,13 +77,14 @@ def test_metrics_of_generated_text_and_a_collator_of_ones_own(make_trainer, trai
         texts = (tokenizer.batch_decode(each, skip_special_tokens=True) for each in (predictions, labels))
         return {"exact": np.mean([one == other for one, other in zip(*texts, strict=True)])}
 
-    rows = encoded_pairs.select(range(8))
+    pairs = encoded_pairs.select(range(8)).to_list()  # in half of them the wanted text is that of another
+    rows = [{**pair, "labels": pairs[number % 4]["labels"]} for number, pair in enumerate(pairs)]
     parts = {"data_collator": own_collator, "compute_metrics": exact, "eval_dataset": rows}
     options = {"predict_with_generate": True, "generation_max_length": 20, "metric_for_best_model": "exact"}
     trainer = make_trainer(copy.deepcopy(trained_marian), parts=parts, **options)
     metrics = trainer.evaluate()
-    outputs = trained_marian.generate(**collate([{"input_ids": ids} for ids in rows["input_ids"]]), max_length=20)
-    wanted = tokenizer.batch_decode(list(rows["labels"]), skip_special_tokens=True)
+    outputs = trained_marian.generate(**collate([{"input_ids": row["input_ids"]} for row in rows]), max_length=20)
+    wanted = tokenizer.batch_decode([row["labels"] for row in rows], skip_special_tokens=True)
     said = tokenizer.batch_decode(outputs, skip_special_tokens=True)
     assert metrics["eval_exact"] == np.mean([one == other for one, other in zip(said, wanted, strict=True)])
     assert 0 < metrics["eval_exact"] < 1 and "eval_loss" in metrics
@@ -94,7 +95,10 @@ def test_metrics_of_generated_text_and_a_collator_of_ones_own(make_trainer, trai
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda rows: DatasetDict(train=rows), r"requests of one split .* DatasetDict of train; .*\['train'\]"),
+        (
+            lambda rows: DatasetDict(train=rows),
+            r"one split as `edit_dataset`, got a DatasetDict of train; .*\['train'\]",
+        ),
         (Dataset.to_iterable_dataset, "a length and rows by number, .* IterableDataset; make it a list"),
     ],
 )
