@@ -38,6 +38,7 @@ from editable_hf.patches.stack import apply_patches, revert_patches
 from editable_hf.review.health import health_of_stack
 from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Review
+from editable_hf.review.terms import terms_of
 from editable_hf.training.editor_config import EditorConfig
 
 
@@ -247,9 +248,11 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
         sources, references = read_regression_set(data)
         edited = [each["source"] for patch in chosen for each in patch.request]
         options |= {"edited_sources": edited, "progress": "decoding"}
-        review_texts = review_continuations if is_decoder_only(model) else review_translations
         sources = loaded.addressed(sources)
-        return review_texts(model, loaded.processor, params, sources, references, **options)
+        if is_decoder_only(model):
+            return review_continuations(model, loaded.processor, params, sources, references, **options)
+        options["terms"] = [term for patch in chosen for term in terms_of(patch.metrics)]
+        return review_translations(model, loaded.processor, params, sources, references, **options)
     from editable_hf.review.images import review_images
 
     rows = ImageRows(loaded, data)

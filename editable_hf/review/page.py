@@ -51,7 +51,8 @@ def _figures(review: Review, max_drawdown: float | None) -> list[str]:
     share = f"{len(review.changes):,} of {review.num_examples:,}"
     changed = _figure("Outputs changed", f"{review.share_changed:.1%}", share)
     if review.drawdown is None:
-        return [changed, _figure(review.metric, "not known", "the regression set has no references")]
+        unknown = _figure(review.metric, "not known", "the regression set has no references")
+        return [changed, unknown, *_term_figures(review)]
     before, after, drawdown = (format_metric(review, v) for v in (review.before, review.after, review.drawdown))
     detail, tone = "absolute difference", ""
     if max_drawdown is not None:
@@ -62,7 +63,19 @@ def _figures(review: Review, max_drawdown: float | None) -> list[str]:
         _figure(review.metric, f"{before} → {after}", review.metric_detail),
         _figure("Drawdown", drawdown, detail, tone),
         changed,
+        *_term_figures(review),
     ]
+
+
+def _term_figures(review: Review) -> list[str]:
+    if review.terms is None:
+        return []
+    figures = [
+        _figure(each.term, f"{each.right_before:,} → {each.right_after:,}", f"of {each.num_sentences:,} unseen right")
+        for each in review.terms.terms
+    ]
+    changed, total = review.terms.num_others_changed, review.terms.num_others
+    return [*figures, _figure("Without a term", f"{changed:,}", f"of {total:,} changed")]
 
 
 def _figure(title: str, value: str, detail: str, tone: str = "") -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from editable_hf.review.terms import TermReview
+
 TRANSLATION, CONTINUATION, IMAGE = "translation", "continuation", "image"
 BLEU, ERROR_RATE = "BLEU", "error rate"
 
@@ -73,6 +75,7 @@ class Review:
         after: Of the patched model, `None` without references.
         num_examples: Size of the regression set.
         changes: The outputs that changed: those that the patch is for first, then by how much, the largest first.
+        terms: Of a patch for a glossary; `None` for others.
     """
 
     kind: str
@@ -85,6 +88,7 @@ class Review:
     after: float | None
     num_examples: int
     changes: list[Change]
+    terms: TermReview | None = None
 
     @property
     def drawdown(self) -> float | None:
@@ -110,8 +114,9 @@ class Review:
             "num_better": None if self.drawdown is None else self.count(BETTER),
             "num_worse": None if self.drawdown is None else self.count(WORSE),
         }
-        own = {name: value for name, value in vars(self).items() if name != "changes"}
-        return {**own, **derived, "changes": changes}
+        own = {name: value for name, value in vars(self).items() if name not in ("changes", "terms")}
+        terms = None if self.terms is None else asdict(self.terms)
+        return {**own, **derived, "terms": terms, "changes": changes}
 
 
 def exceeds(review: Review, max_drawdown: float) -> bool:

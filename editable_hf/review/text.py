@@ -89,7 +89,7 @@ def summary(review: Review, max_drawdown: float | None = None) -> list[str]:
     what = "predictions" if review.kind == IMAGE else f"{review.kind}s"
     share = f"{len(review.changes):,} of {review.num_examples:,} {what} changed ({review.share_changed:.1%})"
     if review.drawdown is None:
-        return [f"{share}; {review.metric} is not known without references"]
+        return [f"{share}; {review.metric} is not known without references", *_term_lines(review)]
     better, worse = review.count(BETTER), review.count(WORSE)
     before, after, drawdown = (format_metric(review, v) for v in (review.before, review.after, review.drawdown))
     lines = [
@@ -99,7 +99,18 @@ def summary(review: Review, max_drawdown: float | None = None) -> list[str]:
     if max_drawdown is not None:
         state = "ABOVE the limit" if exceeds(review, max_drawdown) else "within the limit"
         lines.append(f"{state} of {format_metric(review, max_drawdown)}")
-    return lines
+    return [*lines, *_term_lines(review)]
+
+
+def _term_lines(review: Review) -> list[str]:
+    if review.terms is None:
+        return []
+    lines = []
+    for each in review.terms.terms:
+        right = f"{each.right_before:,} -> {each.right_after:,} of {each.num_sentences:,}"
+        lines.append(f"{_plain(each.term)}: {right} unseen sentences right")
+    changed, total = review.terms.num_others_changed, review.terms.num_others
+    return [*lines, f"{changed:,} of {total:,} sentences without a term of the glossary changed"]
 
 
 def format_metric(review: Review, value: float) -> str:

@@ -13,7 +13,9 @@ from editable_hf.data.moses import looks_tokenized
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.translator import Translator
 from editable_hf.review.review import BLEU, TRANSLATION, Change, Review, name_of, own_params, sorted_changes
+from editable_hf.review.terms import review_terms
 from editable_hf.review.words import word_distance
+from editable_hf.terms.glossary import Term
 
 
 def review_translations(
@@ -24,6 +26,7 @@ def review_translations(
     references: Sequence[str] | None = None,
     *,
     edited_sources: Collection[str] = (),
+    terms: Sequence[Term] = (),
     num_beams: int | None = None,
     batch_size: int = 64,
     patch: str = "edit",
@@ -40,6 +43,7 @@ def review_translations(
         sources: The regression set, as the model expects sentences.
         references: Their translations as the model writes them; without them only the changes are found.
         edited_sources: The sentences that the patch is for, to be marked if they are among `sources`.
+        terms: Of a glossary that the patch is for.
         num_beams: Beam size with early stopping; by default decoding is as the model's generation config says.
         batch_size: Sentences decoded together.
         patch: What to call the patch.
@@ -71,6 +75,7 @@ def review_translations(
         *metrics,
         num_examples=len(sources),
         changes=changes,
+        terms=review_terms(terms, sources, before, after, edited_sources) if terms else None,
     )
 
 
