@@ -123,7 +123,8 @@ def pretrain(config: FactRecipeConfig, sets: FactSets, folder: Path) -> None:
             f"{config.requests.min_recall:.0%}: edits of facts that it does not know mean little. Train it longer "
             "(section 'pretrain') or make it larger (section 'model')."
         )
-    (folder / "recall.json").write_text(json.dumps({"recall": recall}), encoding="utf-8")
+    if PartialState().is_main_process:
+        (folder / "recall.json").write_text(json.dumps({"recall": recall}), encoding="utf-8")
 
 
 def recall_of(model: PreTrainedModel, tokenizer, facts: Facts) -> float:
