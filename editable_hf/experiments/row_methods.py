@@ -252,7 +252,8 @@ def _check_positive(method: Any, key: str) -> None:
 def _best_rate(setting: Setting) -> tuple[Editor, Row]:
     """The editor with its own alpha or another of the file's, and what each did."""
     options, start, tried = setting.config.evaluation, setting.start, []
-    rates = sorted({start.hyperparameters["learning_rate"], *options.learning_rates.get(start.editor, ())})
+    own = float(f"{start.hyperparameters['learning_rate']:.6g}")  # learned ones have float32's digits
+    rates = sorted({own, *options.learning_rates.get(start.editor, ())})
     for rate in rates if len(rates) > 1 else ():
         row = setting.validate(start.build_editor(learning_rate=rate), f"alpha{rate:g}")
         tried.append({"learning_rate": rate, "drawdown": row["drawdown"], "success_rate": row["success_rate"]})
