@@ -85,6 +85,7 @@ class EvaluationOptions:
     """What is measured for every row.
 
     Args:
+        num_edits: Test requests that are edited one at a time, and at most as many in a row.
         at_once: Sizes of edits that serve several requests.
         num_at_once: Requests for each size; a last group that is not whole is left out.
         in_a_row: After how many edits in a row to measure.
@@ -93,6 +94,7 @@ class EvaluationOptions:
         batch_size: Prompts decoded together.
     """
 
+    num_edits: int = 200
     at_once: list[int] = field(default_factory=lambda: [5, 25, 75, 125])
     num_at_once: int = 125
     in_a_row: list[int] = field(default_factory=lambda: [1, 10, 100])
@@ -159,7 +161,7 @@ _SECTIONS = {
 _SMOKE: dict[str, dict[str, Any]] = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2},
     "requests": {"num_train": 4, "num_validation": 2, "num_test": 4, "num_alternatives": 2, "min_recall": 0.0},
-    "evaluation": {"at_once": [2], "num_at_once": 4, "in_a_row": [1, 3], "num_unrelated": 2},
+    "evaluation": {"num_edits": 4, "at_once": [2], "num_at_once": 4, "in_a_row": [1, 3], "num_unrelated": 2},
     "data": {"num_train_texts": 200, "num_test_texts": 10},
     "training": {"max_steps": 2, "per_device_train_batch_size": 8},
     "pretrain": {"max_steps": 4},

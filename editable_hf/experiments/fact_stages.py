@@ -225,14 +225,13 @@ class MeasuredRow:
         rate, tried = self._chosen(alone)
         editor, options = self._editor(rate), {"max_steps": self.options.max_steps}
         chosen = {"learning_rate": rate, "tried": tried, "layers": ",".join(self.options.layers)}
-        records = alone.evaluate(
-            self.requests["test"], editor, path=folder / "edits.jsonl", progress=self.name, **options
-        )
+        requests = list(self.requests["test"])[: self.config.evaluation.num_edits]
+        records = alone.evaluate(requests, editor, path=folder / "edits.jsonl", progress=self.name, **options)
         self._write(folder / "row.json", alone.summarize(self.name, records, **chosen))
         if self.options.at_once:
             self._write(folder / "at_once.json", [self._at_once(size, editor) for size in self._sizes()])
         if self.options.in_a_row:
-            requests, counts = list(self.requests["test"]), self.config.evaluation.in_a_row
+            counts = self.config.evaluation.in_a_row
             rows = alone.in_a_row(requests, editor, counts, progress=f"{self.name}, in a row", **options)
             self._write(folder / "in_a_row.json", [{"name": self.name, **row} for row in rows])
 
