@@ -39,6 +39,10 @@ COMMANDS = {
     ),
     "apply: no such patch": (["apply", "MODEL", "NOWHERE", "-o", "OUT"], "NOWHERE"),
     "apply: a model as a patch": (["apply", "MODEL", "MODEL", "-o", "OUT"], "patch.json is missing"),
+    "apply: health of a translation model": (
+        ["apply", "MODEL", "PATCH", "-o", "OUT", "--health", "NOWHERE.txt", "--max_kl", "1"],
+        "Expected a decoder-only language model",
+    ),
     "revert: not applied": (["revert", "MODEL", "PATCH", "-o", "OUT"], "no patch is applied"),
     "diff: no data": (["diff", "MODEL", "PATCH"], "--data"),
     "diff: no such data": (["diff", "MODEL", "PATCH", "--data", "NOWHERE.tsv"], "NOWHERE.tsv"),
