@@ -191,6 +191,9 @@ def _export(args: argparse.Namespace) -> int:
 
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already; give a new folder.")
+    others = ("data", "quantization") if args.to == "lora" else ("rank",)
+    if given := [f"--{name}" for name in others if getattr(args, name) is not None]:
+        raise ValueError(f"{' and '.join(given)} cannot be used with --to {args.to}; leave it out.")
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
     if args.to == "lora":
         if not patches:

@@ -49,6 +49,14 @@ COMMANDS = {
     "export: to nowhere": (["export", "MODEL", "-o", "OUT"], "--to"),
     "export: no patch": (["export", "MODEL", "--to", "lora", "-o", "OUT"], "Give the --patches"),
     "export: no such patch": (["export", "MODEL", "--to", "lora", "--patches", "NOWHERE", "-o", "OUT"], "NOWHERE"),
+    "export: rank for ctranslate2": (
+        ["export", "MODEL", "--to", "ctranslate2", "--rank", "8", "-o", "OUT"],
+        "--rank cannot be used with --to ctranslate2",
+    ),
+    "export: data for lora": (
+        ["export", "MODEL", "--to", "lora", "--patches", "PATCH", "--data", "NOWHERE.txt", "-o", "OUT"],
+        "--data cannot be used with --to lora",
+    ),
     "export: quantization": (
         ["export", "MODEL", "--to", "ctranslate2", "--quantization", "int3", "-o", "OUT"],
         "int3 is not a valid quantization",
