@@ -223,6 +223,7 @@ def _rows(config: str, section: Mapping[str, dict[str, Any]], models: Mapping[st
             )
     if not rows:
         raise ValueError(f"{config}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`.")
-    if len({folder_name(name) for name in rows}) < len(rows):
-        raise ValueError(f"{config}: two rows would leave their results in the same folder; name them otherwise.")
+    for kind, named in (("rows", rows), ("models", models)):
+        if len({folder_name(name) for name in named}) < len(named):
+            raise ValueError(f"{config}: two {kind} would leave their results in one folder; name them otherwise.")
     return rows
