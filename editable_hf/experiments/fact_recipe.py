@@ -26,7 +26,7 @@ class DataOptions:
         test_text: Held-out text, for perplexity.
         num_train_texts: Lines of the former at most.
         num_test_texts: Of the latter.
-        text_length: Most tokens of a line; the rest is not used.
+        text_length: Most tokens of a line to train on; the rest is not used. Held-out lines are whole.
     """
 
     source: str = EMBEDDED
