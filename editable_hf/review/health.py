@@ -52,13 +52,19 @@ def health_of_stack(
         those after it were not applied.
 
     Raises:
-        ValueError: If a patch does not fit, there is none, or no text of two tokens.
+        ValueError: If a patch does not fit, there is none, or no text of two tokens, or the model without patches has
+            a perplexity above the bound.
     """
     chosen: list[Patch] = loaded_patches(patches)
     if not chosen:
         raise ValueError("There is no patch to check; give at least one.")
     layers = list(dict.fromkeys(name for patch in chosen for name in patch.tensors))
     text = HeldOutText(model, tokenizer(list(texts), truncation=True)["input_ids"], layers)
+    if max_perplexity is not None and text.perplexity > max_perplexity:
+        raise ValueError(
+            f"The model has a perplexity of {text.perplexity:.2f} on this text without any patch, above the "
+            f"{max_perplexity} allowed: no patch can be blamed for it; raise the bound, or give other text."
+        )
     found, own, applied = [Health(0, 0.0, text.perplexity, True)], dict(model.named_parameters()), 0
     try:
         for number, patch in enumerate(chosen, start=1):

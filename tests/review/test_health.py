@@ -70,6 +70,13 @@ def test_stops_at_the_patch_that_leaves_the_bound(model, tokenizer, patches, bou
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_perplexity_without_patches_is_no_fault_of_theirs(model, tokenizer, patches):
+    (start, *_) = health_of_stack(model, tokenizer, patches, TEXTS)
+    with pytest.raises(ValueError, match="on this text without any patch, above the 1.5 allowed"):
+        health_of_stack(model, tokenizer, patches, TEXTS, max_perplexity=1.5)
+    assert start.perplexity > 1.5
+
+
 def test_no_patch(model, tokenizer):
     with pytest.raises(ValueError, match="no patch to check"):
         health_of_stack(model, tokenizer, [], TEXTS)
