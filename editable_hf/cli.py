@@ -17,6 +17,11 @@ def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
     return {**inputs, "chat": "user" if args.chat else None}
 
 
+def _check_new(output: str) -> None:
+    if Path(output).exists():
+        raise ValueError(f"{output} is there already; give a new folder.")
+
+
 def _edit(args: argparse.Namespace) -> int:
     from editable_hf import commands
 
@@ -27,8 +32,7 @@ def _edit(args: argparse.Namespace) -> int:
         raise ValueError(f"Give one --target for each --source, got {len(targets)} for {len(args.source)}.")
     if args.image is not None and len(targets) != 1:
         raise ValueError(f"Give one --target, the class of all images; got {len(targets)}.")
-    if Path(args.output).exists():
-        raise ValueError(f"{args.output} is there already; give a new folder.")
+    _check_new(args.output)
     loaded = commands.load(args.model, args.patches, _inputs(args))
     if not loaded.trained_editable:
         _note(f"Note: {args.model} was not trained to be editable; expect larger side effects.")
@@ -64,8 +68,7 @@ def _terms(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.terms.command import describe_terms, patch_glossary
 
-    if Path(args.output).exists():
-        raise ValueError(f"{args.output} is there already; give a new folder.")
+    _check_new(args.output)
     loaded = commands.load(args.model, inputs=_inputs(args))
     commands.check_translates(loaded, args.model)
     _override(loaded.editor, args)
@@ -158,8 +161,7 @@ def _squash(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.patches.squash import squash_patches
 
-    if Path(args.output).exists():
-        raise ValueError(f"{args.output} is there already; give a new folder.")
+    _check_new(args.output)
     patch = squash_patches(commands.load(args.model).model, args.patches, encoding=args.encoding)
     patch.save_pretrained(args.output)
     found = {
@@ -189,8 +191,10 @@ def _export(args: argparse.Namespace) -> int:
     from editable_hf import commands
     from editable_hf.export import command
 
-    if Path(args.output).exists():
-        raise ValueError(f"{args.output} is there already; give a new folder.")
+    _check_new(args.output)
+    others = ("data", "quantization") if args.to == "lora" else ("rank",)
+    if given := [f"--{name}" for name in others if getattr(args, name) is not None]:
+        raise ValueError(f"{' and '.join(given)} cannot be used with --to {args.to}; leave it out.")
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
     if args.to == "lora":
         if not patches:

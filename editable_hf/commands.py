@@ -97,7 +97,7 @@ def load(
         processor = AutoImageProcessor.from_pretrained(name)
     elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         model = AutoModelForCausalLM.from_pretrained(name)
-        check_decoder_only(model)
+        check_continues(model)
         processor = AutoTokenizer.from_pretrained(name)
     else:
         raise ValueError(
@@ -126,6 +126,14 @@ def check_translates(loaded: Loaded, name: str) -> None:
         raise ValueError(
             f"Expected an encoder-decoder model that translates, but {name} is a {type(loaded.model).__name__}."
         )
+
+
+def check_continues(model: PreTrainedModel) -> None:
+    """Raises `ValueError` if the model does not continue a prompt."""
+    try:
+        check_decoder_only(model)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _part_to_edit(model: PreTrainedModel) -> str:
@@ -278,7 +286,7 @@ def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, An
 
 def health(loaded: Loaded, patches: Sequence[str], text: str, **bounds: float | None) -> dict[str, Any]:
     """The state of a language model after each patch, on a file of text, until one leaves the bounds."""
-    check_decoder_only(loaded.model)
+    check_continues(loaded.model)
     lines = [line for line in read_lines(Path(text)) if line.strip()]
     states = health_of_stack(loaded.model, loaded.processor, patches, lines, **bounds)
     return {"healthy": states[-1].healthy, "states": [state._asdict() for state in states]}

@@ -313,6 +313,11 @@ def _divide(
 ) -> ImageData:
     """Holds out validation images, cuts the splits down to their limits and counts the test images."""
     parts = {part: (images, np.arange(len(images))) for part, images in data.splits.items()}
+    if "validation" in parts and validation_from != "train":
+        raise ValueError(
+            f"The {data.name} has validation images of its own, but `validation_from` is {validation_from!r}; leave "
+            "it out, or remove the folder."
+        )
     if "validation" not in parts:
         pool, rows = parts[validation_from]
         kept, held_out = _hold_out(rows, validation_from, num_validation, seed)

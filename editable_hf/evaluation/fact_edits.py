@@ -85,7 +85,7 @@ class FactEditEvaluator(EditEvaluator):
         check_decoder_only(model)
         self.model, self.tokenizer, self.group_size, self._batch_size = model, tokenizer, edits_at_once, batch_size
         self.layers = list(select_parameters(model, layers))
-        self.text = HeldOutText(model, tokenizer(list(texts))["input_ids"], self.layers)
+        self.text = HeldOutText(model, tokenizer(list(texts), truncation=True)["input_ids"], self.layers)
         self._unrelated = self._questions(unrelated)
         self._before: dict[Question, list[int]] = {}
 

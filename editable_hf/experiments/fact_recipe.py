@@ -26,7 +26,7 @@ class DataOptions:
         test_text: Held-out text, for perplexity.
         num_train_texts: Lines of the former at most.
         num_test_texts: Of the latter.
-        text_length: Most tokens of a line; the rest is not used.
+        text_length: Most tokens of a line to train on; the rest is not used. Held-out lines are whole.
     """
 
     source: str = EMBEDDED
@@ -225,6 +225,7 @@ def _rows(config: str, section: Mapping[str, dict[str, Any]], models: Mapping[st
             )
     if not rows:
         raise ValueError(f"{config}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`.")
-    if len({folder_name(name) for name in rows}) < len(rows):
-        raise ValueError(f"{config}: two rows would leave their results in the same folder; name them otherwise.")
+    for kind, named in (("rows", rows), ("models", models)):
+        if len({folder_name(name) for name in named}) < len(named):
+            raise ValueError(f"{config}: two {kind} would leave their results in one folder; name them otherwise.")
     return rows

@@ -286,4 +286,5 @@ class MeasuredRow:
 def measure_row(
     config: FactRecipeConfig, sets: FactSets, requests: Stage, network: Stage, name: str, folder: Path
 ) -> None:
+    set_seed(config.seed)  # of MEND's first weights, which all processes must share
     MeasuredRow(config, sets, requests, network, name, config.rows[name]).measure(folder)

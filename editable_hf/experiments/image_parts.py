@@ -70,7 +70,7 @@ class ImageSets(NamedTuple):
     Attributes:
         train: Random crops, and flips where a mirrored image is still of its class.
         train_plain: The same images as they are.
-        validation: Held-out training images, as they are.
+        validation: Held-out images, see `validation_from`, as they are.
         test: The test set, as it is.
         test_augmented: The test set with training's augmentation.
         num_classes: Of the data.

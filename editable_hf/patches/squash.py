@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,14 +13,16 @@ from editable_hf.core.editing import EditResult, constraint_value
 from editable_hf.evaluation.verified_edit import decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.stack import PatchLike, apply_patches, loaded_patches, revert_patches
+from editable_hf.review.terms import terms_of
 from editable_hf.training.editor_config import EditorConfig
 
 
 def squash_patches(model: PreTrainedModel, patches: Sequence[PatchLike], *, encoding: str = "xor") -> Patch:
     """One patch that does what several do together, bit for bit with `encoding="xor"`.
 
-    Its request has those of all of them; `success` says whether all of these hold together, which later patches may
-    have undone, and `verified` is not known. The editor is that of the last one.
+    Its request has those of all of them, and its metrics the terms of their glossaries; `success` says whether all of
+    these requests hold together, which later patches may have undone, and `verified` is not known. The editor is that
+    of the last one.
 
     Args:
         model: The model that the first patch was made for; it is left as it was, bit for bit.
@@ -50,7 +53,7 @@ def squash_patches(model: PreTrainedModel, patches: Sequence[PatchLike], *, enco
     finally:
         revert_patches(model, len(chosen))
     success = all(patch.success for patch in chosen) if math.isnan(after) else after <= 0
-    last = chosen[-1]
+    last, terms = chosen[-1], [asdict(term) for patch in chosen for term in terms_of(patch.metrics)]
     return Patch.from_edit(
         model,
         EditResult(params, success, sum(patch.num_steps for patch in chosen), None, [before, after]),
@@ -58,6 +61,7 @@ def squash_patches(model: PreTrainedModel, patches: Sequence[PatchLike], *, enco
         editor=EditorConfig(last.editor["name"], last.editor["hyperparameters"], inputs=last.inputs),
         layers=list(dict.fromkeys(layer for patch in chosen for layer in patch.layers)),
         base_model=last.base_model,
+        metrics={"terms": terms} if terms else None,
         parent=chosen[0].parent,
         encoding=encoding,
     )

@@ -43,7 +43,7 @@ def health_of_stack(
         model: A decoder-only model; it is left as it was, bit for bit.
         tokenizer: Its tokenizer.
         patches: In the order in which they are applied; at least one.
-        texts: Ordinary text, a sentence or paragraph each.
+        texts: Ordinary text, a sentence or paragraph each, cut to what the tokenizer says that the model can read.
         max_kl: Highest divergence from the unpatched model, nats a token.
         max_perplexity: Highest perplexity.
 
@@ -52,17 +52,24 @@ def health_of_stack(
         those after it were not applied.
 
     Raises:
-        ValueError: If a patch does not fit, there is none, or no text of two tokens.
+        ValueError: If a patch does not fit, there is none, or no text of two tokens, or the model without patches has
+            a perplexity above the bound.
     """
     chosen: list[Patch] = loaded_patches(patches)
     if not chosen:
         raise ValueError("There is no patch to check; give at least one.")
     layers = list(dict.fromkeys(name for patch in chosen for name in patch.tensors))
-    text = HeldOutText(model, tokenizer(list(texts))["input_ids"], layers)
-    found, own = [Health(0, 0.0, text.perplexity, True)], dict(model.named_parameters())
+    text = HeldOutText(model, tokenizer(list(texts), truncation=True)["input_ids"], layers)
+    if max_perplexity is not None and text.perplexity > max_perplexity:
+        raise ValueError(
+            f"The model has a perplexity of {text.perplexity:.2f} on this text without any patch, above the "
+            f"{max_perplexity} allowed: no patch can be blamed for it; raise the bound, or give other text."
+        )
+    found, own, applied = [Health(0, 0.0, text.perplexity, True)], dict(model.named_parameters()), 0
     try:
         for number, patch in enumerate(chosen, start=1):
             apply_patches(model, patch)
+            applied = number
             change = text.change({name: own[name].detach() for name in layers})
             within = (max_kl is None or change.kl <= max_kl) and (
                 max_perplexity is None or change.perplexity <= max_perplexity
@@ -71,5 +78,5 @@ def health_of_stack(
             if not within:
                 break
     finally:
-        revert_patches(model, len(found) - 1)
+        revert_patches(model, applied)
     return found

@@ -112,6 +112,8 @@ def test_folder_with_three_splits_gives_them_as_they_are(image_folder, name):
     assert list(data.splits["validation"]["label"]) == [0, 0, 0, 0, 1, 2, 2]
     with pytest.raises(ValueError, match="validation images of its own, but `num_validation` asks for 3"):
         load_image_data(str(image_folder), num_validation=3)
+    with pytest.raises(ValueError, match="validation images of its own, but `validation_from` is 'test'"):
+        load_image_data(str(image_folder), validation_from="test")
 
 
 def test_folder_with_a_test_set_alone_holds_out_validation_images(image_folder):

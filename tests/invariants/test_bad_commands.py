@@ -39,12 +39,24 @@ COMMANDS = {
     ),
     "apply: no such patch": (["apply", "MODEL", "NOWHERE", "-o", "OUT"], "NOWHERE"),
     "apply: a model as a patch": (["apply", "MODEL", "MODEL", "-o", "OUT"], "patch.json is missing"),
+    "apply: health of a translation model": (
+        ["apply", "MODEL", "PATCH", "-o", "OUT", "--health", "NOWHERE.txt", "--max_kl", "1"],
+        "Expected a decoder-only language model",
+    ),
     "revert: not applied": (["revert", "MODEL", "PATCH", "-o", "OUT"], "no patch is applied"),
     "diff: no data": (["diff", "MODEL", "PATCH"], "--data"),
     "diff: no such data": (["diff", "MODEL", "PATCH", "--data", "NOWHERE.tsv"], "NOWHERE.tsv"),
     "export: to nowhere": (["export", "MODEL", "-o", "OUT"], "--to"),
     "export: no patch": (["export", "MODEL", "--to", "lora", "-o", "OUT"], "Give the --patches"),
     "export: no such patch": (["export", "MODEL", "--to", "lora", "--patches", "NOWHERE", "-o", "OUT"], "NOWHERE"),
+    "export: rank for ctranslate2": (
+        ["export", "MODEL", "--to", "ctranslate2", "--rank", "8", "-o", "OUT"],
+        "--rank cannot be used with --to ctranslate2",
+    ),
+    "export: data for lora": (
+        ["export", "MODEL", "--to", "lora", "--patches", "PATCH", "--data", "NOWHERE.txt", "-o", "OUT"],
+        "--data cannot be used with --to lora",
+    ),
     "export: quantization": (
         ["export", "MODEL", "--to", "ctranslate2", "--quantization", "int3", "-o", "OUT"],
         "int3 is not a valid quantization",

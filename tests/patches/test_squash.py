@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from editable_hf.data.requests import request_constraint
 from editable_hf.patches import Patch, apply_patches, revert_patches
 from editable_hf.patches.sequence import patch_request
 from editable_hf.patches.squash import squash_patches
+from editable_hf.review.terms import terms_of
+from editable_hf.terms.glossary import Term
 
 
 def same(model, state):
@@ -48,6 +51,15 @@ def test_one_patch_does_what_three_did(tiny_resnet, make_patch, tmp_path):
     assert one.request == [patch.request for patch in patches] and one.success and one.l_e_after is None
     assert one.num_steps == sum(patch.num_steps for patch in patches) and one.parent is None
     assert set(one.tensors) == {name for patch in patches for name in patch.tensors}
+
+
+def test_terms_of_a_glossary_are_still_reviewed(tiny_resnet, make_patch):
+    patches, _ = stacked(tiny_resnet, make_patch, (0, 1, 2))
+    words = [Term(("hund",), ("dog",), ("hound",)), Term(("katze",), ("cat", "cats"))]
+    for number, word in enumerate(words):
+        states = [{**asdict(word), "held_out": 3}]
+        patches[number] = replace(patches[number], metrics={"terms": json.loads(json.dumps(states))})
+    assert terms_of(squash_patches(tiny_resnet, patches).metrics) == words
 
 
 def test_success_is_that_of_all_together():

@@ -70,6 +70,42 @@ def test_stops_at_the_patch_that_leaves_the_bound(model, tokenizer, patches, bou
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_perplexity_without_patches_is_no_fault_of_theirs(model, tokenizer, patches):
+    (start, *_) = health_of_stack(model, tokenizer, patches, TEXTS)
+    with pytest.raises(ValueError, match="on this text without any patch, above the 1.5 allowed"):
+        health_of_stack(model, tokenizer, patches, TEXTS, max_perplexity=1.5)
+    assert start.perplexity > 1.5
+
+
 def test_no_patch(model, tokenizer):
     with pytest.raises(ValueError, match="no patch to check"):
         health_of_stack(model, tokenizer, [], TEXTS)
+
+
+def test_patch_is_taken_back_where_measuring_fails(model, tokenizer, patches, monkeypatch):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls, own = [], HeldOutText.change
+
+    def change(self, params):
+        calls.append(params)
+        if len(calls) == 3:
+            raise MemoryError
+        return own(self, params)
+
+    monkeypatch.setattr(HeldOutText, "change", change)
+    with pytest.raises(MemoryError):
+        health_of_stack(model, tokenizer, patches, TEXTS)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_texts_are_cut_to_what_the_model_reads(tokenizer):
+    model = causal_model("gpt2", vocab_size=len(tokenizer), n_positions=8)
+    tokenizer.model_max_length = 8
+    name = "transformer.h.1.mlp.c_proj.weight"
+    result = EditResult({name: 1.1 * model.get_parameter(name).detach()}, True, 1, None, [1.0, -1.0])
+    patch = Patch.from_edit(model, result, request="made up", editor=EditorConfig(), layers=name)
+    short = [row[:8] for row in tokenizer(TEXTS)["input_ids"]]
+    assert max(map(len, tokenizer(TEXTS)["input_ids"])) > 8
+    assert (
+        health_of_stack(model, tokenizer, [patch], TEXTS)[0].perplexity == HeldOutText(model, short, name).perplexity
+    )
