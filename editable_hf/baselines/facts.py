@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint, token_losses
 from editable_hf.core.continuations import ContinuationConstraint
+from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel
 
@@ -73,3 +74,20 @@ def target_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def target_loss(model: FunctionalModel, params: Params, batch: TargetBatch) -> Tensor:
     """The mean of [`target_losses`] over the facts: what fine-tuning minimizes."""
     return target_losses(model(params, **batch.inputs, use_cache=False).logits, batch.labels).mean()
+
+
+def one_step(write: Callable[[FunctionalModel, Constraint, Params, int], Params]) -> EditFunction:
+    """The editor of facts that takes one step, `write`, or none where they hold already or `max_steps` is 0."""
+
+    def run(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+        facts_of(constraint)  # other constraints are refused before the model runs
+        with torch.no_grad():
+            before = constraint(model, params)
+        if before.item() <= 0 or max_steps == 0:
+            return params, before, [before.item()]
+        params = write(model, constraint, params, max_steps)
+        with torch.no_grad():
+            after = constraint(model, params)
+        return params, after, [before.item(), after.item()]
+
+    return run

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import facts_of, target_batch, target_loss
+from editable_hf.baselines.facts import facts_of, one_step, target_batch, target_loss
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.editing import EditFunction, EditResult, edited
 from editable_hf.core.editors import Params
@@ -134,13 +134,8 @@ def loc_ft(
         the epoch.
     """
 
-    def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
-        facts = facts_of(constraint)
-        with torch.no_grad():
-            before = constraint(model, params)
-        if before.item() <= 0 or max_steps == 0:
-            return params, before, [before.item()]
-        leaves = leaves_of(params)
+    def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
+        facts, leaves = facts_of(constraint), leaves_of(params)
         optimizer, generator = torch.optim.Adam(leaves.values(), learning_rate), torch.Generator().manual_seed(seed)
         whole = FunctionalModel(model.model, list(params), replay=False)  # no batch comes twice
         for _ in range(max_steps):
@@ -155,11 +150,9 @@ def loc_ft(
                     optimizer.step()
             if total / len(facts) < stop_loss:
                 break
-        with torch.no_grad():
-            after = constraint(model, tuned := stored(leaves, params))
-        return tuned, after, [before.item(), after.item()]
+        return stored(leaves, params)
 
-    return tune
+    return one_step(tune)
 
 
 def leaves_of(params: Params) -> Params:

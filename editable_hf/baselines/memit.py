@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from editable_hf.baselines.facts import one_step
 from editable_hf.baselines.key_covariance import KeyCovariance
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.baselines.value_search import (
@@ -67,13 +68,9 @@ def memit(
         ValueError: When called, for other parameters than weights of linear layers, or subjects that do not fit.
     """
 
-    def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+    def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
         layers = linear_layers(model.model, params)
         subjects = subjects_of(constraint, subject_ends, essences)
-        with torch.no_grad():
-            before = constraint(model, params)
-        if before.item() <= 0 or max_steps == 0:
-            return params, before, [before.item()]
         bos, block = model.model.config.bos_token_id, block_of(model.model, layers[-1].weight)
         starts = range(0, len(subjects), batch_size)
         chunks = [SubjectRows.of(subjects[start : start + batch_size], prefixes, bos) for start in starts]
@@ -85,11 +82,9 @@ def memit(
             residuals = (wanted - hidden) / (len(layers) - index)
             change = least_squares_update(residuals, keys, covariances[layer.weight], covariance_weight)
             params = layer.add(params, change)
-        with torch.no_grad():
-            after = constraint(model, params)
-        return params, after, [before.item(), after.item()]
+        return params
 
-    return write
+    return one_step(write)
 
 
 def _read(

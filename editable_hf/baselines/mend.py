@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import Fact, facts_of, target_batch, target_loss
+from editable_hf.baselines.facts import Fact, facts_of, one_step, target_batch, target_loss
 from editable_hf.baselines.gradient_factors import RunningStatistics, gradient_factors
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import Constraint
@@ -124,17 +124,12 @@ class Mend(nn.Module):
         """
 
         @torch.no_grad()
-        def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+        def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
             if list(params) != self.names:
                 raise ValueError(f"This MEND edits {', '.join(self.names)}, got {', '.join(params)}.")
-            facts, before = facts_of(constraint), constraint(model, params)
-            if before.item() <= 0 or max_steps == 0:
-                return params, before, [before.item()]
-            params = self.updated(model, params, facts)
-            after = constraint(model, params)
-            return params, after, [before.item(), after.item()]
+            return self.updated(model, params, facts_of(constraint))
 
-        return write
+        return one_step(write)
 
 
 def mend_loss(mend: Mend, model: PreTrainedModel, example: MendExample, edit_weight: float = 0.1) -> Tensor:

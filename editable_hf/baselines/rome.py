@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from editable_hf.baselines.facts import one_step
 from editable_hf.baselines.key_covariance import KeyCovariance
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.baselines.value_search import (
@@ -61,26 +62,20 @@ def rome(
         ValueError: When called, for other parameters than the weight of one linear layer, or subjects that do not fit.
     """
 
-    def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
+    def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
         if len(params) != 1:
             raise ValueError(f"ROME edits the weight of one linear layer, got {', '.join(params)}.")
         (layer,) = linear_layers(model.model, params)
         subjects = subjects_of(constraint, subject_ends, essences)
-        with torch.no_grad():
-            before = constraint(model, params)
-        if before.item() <= 0 or max_steps == 0:
-            return params, before, [before.item()]
         for subject in subjects:
             rows = SubjectRows.of([subject], prefixes, model.model.config.bos_token_id)
             change = search_values(model, params, rows, layer.module, search, max_steps)[0]
             keys, _ = keys_and_values(model, params, rows, layer.module, layer.module)
             direction = covariance.solve(rows.mean(keys))[0]
             params = layer.add(params, rank_one_update(keys[0].to(direction), change.to(direction), direction))
-        with torch.no_grad():
-            after = constraint(model, params)
-        return params, after, [before.item(), after.item()]
+        return params
 
-    return write
+    return one_step(write)
 
 
 def rank_one_update(key: Tensor, change: Tensor, direction: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editable_hf.baselines.facts import facts_of, target_batch
+from editable_hf.baselines.facts import facts_of, one_step, target_batch
 from editable_hf.baselines.gradient_factors import RunningStatistics, gradient_factors
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import IGNORE_INDEX, Constraint
@@ -53,11 +53,10 @@ class UltraEdit:
             TypeError: For another constraint than a [`ContinuationConstraint`] or a [`JointConstraint`] of such.
             ValueError: For other parameters than weights of linear layers.
         """
+        return one_step(self._write)(model, constraint, params, max_steps)
+
+    def _write(self, model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
         layers, facts = linear_layers(model.model, params), facts_of(constraint)
-        with torch.no_grad():
-            before = constraint(model, params)
-        if before.item() <= 0 or max_steps == 0:
-            return params, before, [before.item()]
         whole = FunctionalModel(model.model, list(params), replay=False)
         found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
         for start in range(0, len(facts), self.batch_size):
@@ -69,9 +68,7 @@ class UltraEdit:
             hidden, grads = (torch.cat(parts) for parts in zip(*pairs, strict=True))  # (num_tokens, width)
             change = ridge_solution(hidden, self._values(layer.weight, hidden, grads))
             params = layer.add(params, change)
-        with torch.no_grad():
-            after = constraint(model, params)
-        return params, after, [before.item(), after.item()]
+        return params
 
     def _values(self, name: str, hidden: Tensor, grads: Tensor) -> Tensor:
         """What each input should add to the layer's output, `(num_tokens, out_features)`."""
