@@ -152,6 +152,7 @@ class FactEditEvaluator(EditEvaluator):
                 tuple(self.tokenizer(pair["answer"], add_special_tokens=False)["input_ids"]),
             )
             for pair in pairs
+            if pair["answer"]  # without one, nothing says how much of what follows is the answer
         ]
 
     def _remember(self, questions: Sequence[Question]) -> None:

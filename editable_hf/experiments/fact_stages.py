@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,16 +224,17 @@ class MeasuredRow:
         """Fills `folder` with `row.json`, `edits.jsonl`, and `at_once.json` and `in_a_row.json` where asked for."""
         alone = self._evaluator(1)
         rate, tried = self._chosen(alone)
-        editor, options = self._editor(rate), {"max_steps": self.options.max_steps}
+        made, options = self._editor(rate), {"max_steps": self.options.max_steps}
         chosen = {"learning_rate": rate, "tried": tried, "layers": ",".join(self.options.layers)}
         requests = list(self.requests["test"])[: self.config.evaluation.num_edits]
-        records = alone.evaluate(requests, editor, path=folder / "edits.jsonl", progress=self.name, **options)
+        # A copy for each measurement: UltraEdit remembers the edits that it has made.
+        records = alone.evaluate(requests, deepcopy(made), path=folder / "edits.jsonl", progress=self.name, **options)
         self._write(folder / "row.json", alone.summarize(self.name, records, **chosen))
         if self.options.at_once:
-            self._write(folder / "at_once.json", [self._at_once(size, editor) for size in self._sizes()])
+            self._write(folder / "at_once.json", [self._at_once(size, deepcopy(made)) for size in self._sizes()])
         if self.options.in_a_row:
             counts = self.config.evaluation.in_a_row
-            rows = alone.in_a_row(requests, editor, counts, progress=f"{self.name}, in a row", **options)
+            rows = alone.in_a_row(requests, deepcopy(made), counts, progress=f"{self.name}, in a row", **options)
             self._write(folder / "in_a_row.json", [{"name": self.name, **row} for row in rows])
 
     def _sizes(self) -> list[int]:

@@ -157,7 +157,7 @@ SECTIONS = [
         "Facts of a language model",
         "facts",
         "Not in the paper. Each row edits the same facts to another object of the same kind; docs/facts.md explains "
-        "the columns. Learning rates are chosen on 20 validation edits.",
+        "the columns. Learning rates are chosen on validation edits.",
         dict(FACT_COLUMNS),
         drawn=("kl", "KL on text (nats a token)", 1),
         more=(

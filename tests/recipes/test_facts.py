@@ -10,7 +10,7 @@ from causal_models import causal_model
 from editable_hf.data.tokenizer import train_causal_tokenizer
 from editable_hf.experiments import fact_methods, fact_stages
 from editable_hf.experiments.fact_methods import subject_end
-from editable_hf.experiments.fact_recipe import load_config
+from editable_hf.experiments.fact_recipe import RowOptions, load_config
 
 CONFIGS = Path(__file__, "../../../recipes/configs/facts").resolve()
 
@@ -37,7 +37,9 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
     # One row of each kind; the others differ in numbers.
     kept = ("no edit", "ROME", "UltraEdit", "MEND", "RMSProp, editable for 10 at once")
     monkeypatch.setattr(fact_methods, "_MEND_STEPS", 1)
-    config.rows = {name: row for name, row in config.rows.items() if name in kept}
+    mend = RowOptions(method="mend", layers="layers.3.mlp.down_proj.weight", learning_rates=[1e-4])
+    rows = {**config.rows, "MEND": mend, "UltraEdit": RowOptions(method="ultra_edit", learning_rates=[1e-2])}
+    config.rows = {name: rows[name] for name in kept}
     config.models = {"editable for 10 at once": {"edits": True, "edits_at_once": 2}}
     facts.main(config)
     printed, out = capsys.readouterr().out, tmp_path / "out"
