@@ -145,7 +145,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
 
     def _constraint(self, requests: list[Mapping[str, Any]]) -> Constraint:
         constraints = [self.request_constraint(each) for each in requests]
-        return constraints[0] if len(constraints) == 1 else JointConstraint(constraints)
+        return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, "mean")
 
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:

@@ -138,7 +138,7 @@ def test_edit_term_is_that_of_edits_for_so_many_requests_at_once(tmp_path, size)
     losses = []
     for group in groups:
         constraints = [request_constraint(hard[row], model) for row in group]
-        result = edit(model, JointConstraint(constraints), rmsprop(1e-4), "last_decoder_mlp", 1)
+        result = edit(model, JointConstraint(constraints, "mean"), rmsprop(1e-4), "last_decoder_mlp", 1)
         losses.append(max(0.0, float(result.loss)))
     assert max(losses) > 0
     total = trainer.compute_loss(model.train(), batch()).item()
