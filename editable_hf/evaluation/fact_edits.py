@@ -259,8 +259,8 @@ class FactEditEvaluator(EditEvaluator):
 def fact_constraint(requests: Sequence[Request], model: PreTrainedModel) -> Constraint:
     """The constraint of one request, or of several at once.
 
-    By the mean over those that do not hold yet, so that a step is for all of them: with the maximum it is for the worst
-    alone, and 25 facts took 75 to 85 steps in place of 14 to 20, for more divergence on text.
+    By the mean over those that do not hold yet, so that a step is for all of them: with the maximum it is for the
+    worst alone, and 25 facts took 75 to 85 steps in place of 14 to 20, for more divergence on text.
     """
     constraints = [request_constraint(request, model) for request in requests]
     return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, "mean")
