@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.commands import check_translates, load
 from editable_hf.data.atomic import write_atomically
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.translator import Translator
@@ -36,6 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
     parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
+    parser.add_argument("--source_prefix", help="to put before each source (T5), instead of the model's own")
+    parser.add_argument("--source_lang", help="of a multilingual model, as it names languages, e.g. deu_Latn")
+    parser.add_argument("--target_lang", help="the language that it translates to, e.g. eng_Latn")
     parser.add_argument("--num_mistakes", type=int, default=50, help="wrong translations to patch")
     parser.add_argument("--num_sentences", type=int, default=1_000, help="test sentences that are reviewed")
     parser.add_argument(
@@ -93,12 +95,15 @@ def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, A
 
 
 def main(args: argparse.Namespace) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    config = EditorConfig.find(args.model) or EditorConfig()
+    loaded = load(
+        args.model, inputs={key: getattr(args, key) for key in ("source_prefix", "source_lang", "target_lang")}
+    )
+    check_translates(loaded, args.model)
+    model, tokenizer, config = loaded.model, loaded.processor, loaded.editor
     splits = load_translation_data(args.data).splits
     test, validation = splits["test"][: args.num_sentences], splits["validation"][:]
+    for part in (test, validation):
+        part["source"] = loaded.addressed(part["source"])
     pool = {key: [*test[key], *validation[key]] for key in ("source", "target")}
     requests = find_mistakes(model, tokenizer, pool, args.num_mistakes, args.num_alternatives)
     if not requests:
