@@ -105,21 +105,18 @@ def load_image_data(
         path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
         dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
         revision: Branch, tag or commit on the hub.
-        image_column: Name of the hub dataset's images.
-        label_column: Name of the hub dataset's labels.
+        image_column, label_column: Names of the hub dataset's images and labels.
         class_ids: For "folder": class ids by folder name, or a tab-separated file of them, where a model expects its
             own numbering. By default folders are numbered in sorted order (with all of ImageNet: its ids 0 to 999).
         verify: For "folder": read every file before starting. `None`: up to 10,000 files. A broken file that is found
             later stops the run with its name if the transform is attached with [`with_pixels`].
-        image_size: Height and width of the model's input, in pixels: by default 16, 32 and 224. The digits are stored
-            at that size; other images are left as they are.
+        image_size: Of the model's input, in pixels: by default 16, 32 and 224. Only the digits are stored at that size.
         num_validation: Images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a twentieth,
             but at most 10,000. Not for a folder with validation images of its own.
         validation_from: Which images these are: "train", or "test" for published weights, which have seen all training
             images and make hardly any mistake there. What is held out of the test set is not scored.
         max_train_samples: Upper limit on training images. A random sample is taken, in the data's order.
-        max_validation_samples: Same for validation.
-        max_test_samples: Same for test; `test_name` says so.
+        max_validation_samples, max_test_samples: Same; `test_name` says so.
         seed: Decides the held-out images and the samples, but never what the whole test set is.
 
     Returns:
@@ -131,9 +128,7 @@ def load_image_data(
         ImportError: If scikit-learn is missing for "embedded".
     """
     source, path = _source_and_path(source, path)
-    _check_options(source, path, class_ids)
-    if validation_from not in ("train", "test"):
-        raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
+    _check_options(source, path, class_ids, validation_from)
     if source == EMBEDDED:
         data = _load_digits(image_size or 16)
     elif source == CIFAR10:
@@ -177,7 +172,9 @@ def _source_and_path(source: str, path: str | os.PathLike | None) -> tuple[str, 
     return CIFAR10 if is_cifar10_folder(folder) else FOLDER, folder
 
 
-def _check_options(source: str, path: str | os.PathLike | None, class_ids) -> None:
+def _check_options(source: str, path: str | os.PathLike | None, class_ids, validation_from: str) -> None:
+    if validation_from not in ("train", "test"):
+        raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
     if source not in (EMBEDDED, CIFAR10, FOLDER):
         raise ValueError(
             f"Expected `source` to be {EMBEDDED!r}, {CIFAR10!r}, {FOLDER!r} or an existing folder, but got "
