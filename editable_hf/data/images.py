@@ -110,7 +110,7 @@ def load_image_data(
             own numbering. By default folders are numbered in sorted order (with all of ImageNet: its ids 0 to 999).
         verify: For "folder": read every file before starting. `None`: up to 10,000 files. A broken file that is found
             later stops the run with its name if the transform is attached with [`with_pixels`].
-        image_size: Of the model's input, in pixels: by default 16, 32 and 224. Only the digits are stored at that size.
+        image_size: Of the model's input, in pixels: by default 16, 32 and 224. The digits alone are stored at it.
         num_validation: Images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a twentieth,
             but at most 10,000. Not for a folder with validation images of its own.
         validation_from: Which images these are: "train", or "test" for published weights, which have seen all training
