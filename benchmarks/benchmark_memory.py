@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from editable_hf import edit, rmsprop, select_parameters
 from editable_hf.core.continuations import ContinuationConstraint
+from editable_hf.experiments.report import environment
 
 # Qwen2.5-0.5B.
 SIZES = {
@@ -55,6 +56,7 @@ def main() -> None:
     before, start = peak_bytes(), time.perf_counter()
     result = edit(model, constraint, rmsprop(1e-4), args.layers, args.max_steps)
     extra = peak_bytes() - before
+    print(environment())
     print(f"model {model_bytes / 1e6:,.0f} MB; edited tensors {edited_bytes / 1e6:,.1f} MB in float32")
     seconds = time.perf_counter() - start
     print(f"{result.num_steps} steps in {seconds:.1f} s, l_e {result.history[0]:.2f} -> {result.loss:.2f}")
