@@ -178,9 +178,10 @@ def _squash(args: argparse.Namespace) -> int:
 
 def _revert(args: argparse.Namespace) -> int:
     from editable_hf import commands
+    from editable_hf.patches.stack import revert_patches
 
     loaded = commands.load(args.model)
-    commands.revert_patches(loaded.model, args.patches)
+    revert_patches(loaded.model, args.patches)
     commands.save_model(loaded, args.output)
     left = commands.applied_patches(loaded.model)
     _print(args, {"output": args.output, "patches": left}, _carries(args.output, left))

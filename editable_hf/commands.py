@@ -34,7 +34,7 @@ from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import applied_patches
 from editable_hf.patches.sequence import configured_edit, patch_of
-from editable_hf.patches.stack import apply_patches, revert_patches
+from editable_hf.patches.stack import apply_patches, patched_parameters
 from editable_hf.review.health import health_of_stack
 from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Review
@@ -235,19 +235,10 @@ class ImageRows(torch.utils.data.Dataset):
         return {"pixel_values": pixels(self._loaded, path)[0].cpu(), "labels": label}
 
 
-def edited_parameters(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, Tensor]:
-    """The parameters that patches, together, change, with their new values; the model is left as it was."""
-    apply_patches(model, patches)
-    own = dict(model.named_parameters())
-    params = {name: own[name].detach().clone() for patch in patches for name in patch.tensors}
-    revert_patches(model, len(patches))
-    return params
-
-
 def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) -> Review:
     """What `patches`, together, change over a regression set: a file of sentences, or a folder of images."""
     model, chosen = loaded.model, list(patches)
-    params = edited_parameters(model, chosen)
+    params = patched_parameters(model, chosen)
     options |= {"regression_set": data}
     if loaded.writes:
         from editable_hf.review.continuations import review_continuations  # late: sacrebleu takes its time

@@ -27,7 +27,7 @@ from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode
 from editable_hf.experiments.report import environment
 from editable_hf.patches.sequence import configured_edit, patch_of, patch_one_after_another
-from editable_hf.patches.stack import apply_patches, revert_patches
+from editable_hf.patches.stack import patched_parameters
 from editable_hf.review.translations import review_translations
 
 
@@ -121,10 +121,7 @@ def main(args: argparse.Namespace) -> None:
     results["together"]["bytes"] = None if patch is None else len(patch.payload)
     steps = patch_one_after_another(model, tokenizer, requests, config, max_rounds=args.max_rounds)
     patches = [step.patch for step in steps if step.patch is not None]
-    apply_patches(model, patches)
-    own = dict(model.named_parameters())
-    params = {name: own[name].detach().clone() for each in patches for name in each.tensors}
-    revert_patches(model, len(patches))
+    params = patched_parameters(model, patches)
     results["sequence"] = {
         "satisfied": sum(step.success for step in steps) / len(steps),
         "verified": sum(step.verified for step in steps) / len(steps),

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint, token_losses
-from editable_hf.core.continuations import ContinuationConstraint
+from editable_hf.core.continuations import ContinuationConstraint, Fact, TargetBatch
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel
-
-
-class Fact(NamedTuple):
-    """A prompt and what should follow it, token ids `(prompt_length,)` and `(target_length,)`."""
-
-    prompt: Tensor
-    target: Tensor
 
 
 def facts_of(constraint: Constraint) -> list[Fact]:
@@ -42,27 +33,6 @@ def facts_of(constraint: Constraint) -> list[Fact]:
 def _fact(constraint: ContinuationConstraint) -> Fact:
     ids, real, wanted = constraint.input_ids[0], constraint.attention_mask[0] == 1, constraint.labels[0]
     return Fact(ids[real & (wanted == IGNORE_INDEX)], ids[wanted != IGNORE_INDEX])
-
-
-class TargetBatch(NamedTuple):
-    """Prompts with their targets, padded on the right; all `(num_rows, length)`.
-
-    Attributes:
-        inputs: `input_ids` and `attention_mask`.
-        labels: -100 where nothing is asked for.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-
-
-def target_batch(facts: Sequence[Fact]) -> TargetBatch:
-    """The batch of some facts; a fact without target is a prompt alone."""
-    ids = [torch.cat(fact) for fact in facts]
-    labels = [torch.cat([torch.full_like(fact.prompt, IGNORE_INDEX), fact.target]) for fact in facts]
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    inputs = {"input_ids": pad_sequence(ids, batch_first=True), "attention_mask": mask}
-    return TargetBatch(inputs, pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX))
 
 
 def target_losses(logits: Tensor, labels: Tensor) -> Tensor:

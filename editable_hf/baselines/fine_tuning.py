@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import facts_of, one_step, target_batch, target_loss
+from editable_hf.baselines.facts import facts_of, one_step, target_loss
 from editable_hf.core.constraints import Constraint
+from editable_hf.core.continuations import target_batch
 from editable_hf.core.editing import EditFunction, EditResult, edited
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, eval_mode

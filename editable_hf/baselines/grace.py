@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import Fact, facts_of, target_batch
+from editable_hf.baselines.facts import facts_of
 from editable_hf.baselines.fine_tuning import until_it_holds
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import Constraint, JointConstraint
+from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.editing import EditResult
 from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.selection import select_parameters

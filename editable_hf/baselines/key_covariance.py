@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import Fact, target_batch
 from editable_hf.baselines.linear_layers import inputs_kept, linear_layers
+from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.selection import select_parameters
 from editable_hf.models.beam_search import batches_by_length

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import Fact, facts_of, one_step, target_batch, target_loss
+from editable_hf.baselines.facts import facts_of, one_step, target_loss
 from editable_hf.baselines.gradient_factors import RunningStatistics, gradient_factors
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import Constraint
+from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
@@ -180,7 +181,12 @@ def train_mend(
 
     Returns:
         The mean loss of the examples of each update.
+
+    Raises:
+        ValueError: Without an example.
     """
+    if not examples:
+        raise ValueError("There is no example to train MEND on; give edits that have another wording.")
     groups = [{"params": mend.networks.parameters()}, {"params": [mend.alphas], "lr": alpha_learning_rate}]
     optimizer, generator = torch.optim.Adam(groups, learning_rate), torch.Generator().manual_seed(seed)
     order, history = [], []

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editable_hf.baselines.facts import facts_of, one_step, target_batch
+from editable_hf.baselines.facts import facts_of, one_step
 from editable_hf.baselines.gradient_factors import RunningStatistics, gradient_factors
 from editable_hf.baselines.linear_layers import linear_layers
 from editable_hf.core.constraints import IGNORE_INDEX, Constraint
+from editable_hf.core.continuations import target_batch
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from editable_hf.baselines.facts import Fact, TargetBatch, facts_of, target_batch, target_losses
+from editable_hf.baselines.facts import facts_of, target_losses
 from editable_hf.baselines.linear_layers import inputs_kept
 from editable_hf.core.constraints import Constraint
+from editable_hf.core.continuations import Fact, TargetBatch, target_batch
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import FunctionalModel
 from editable_hf.seams.torch_seam import intercepted

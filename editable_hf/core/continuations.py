@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from editable_hf.core.constraints import IGNORE_INDEX, distinct_rows, token_losses
 from editable_hf.core.functional import FunctionalModel, widened
@@ -116,3 +118,31 @@ class ContinuationConstraint:
             attention_mask=self.attention_mask.to(device),
             labels=self.labels.to(device),
         )
+
+
+class Fact(NamedTuple):
+    """A prompt and what should follow it, token ids `(prompt_length,)` and `(target_length,)`."""
+
+    prompt: Tensor
+    target: Tensor
+
+
+class TargetBatch(NamedTuple):
+    """Prompts with their targets, padded on the right; all `(num_rows, length)`.
+
+    Attributes:
+        inputs: `input_ids` and `attention_mask`.
+        labels: -100 where nothing is asked for.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+
+def target_batch(facts: Sequence[Fact]) -> TargetBatch:
+    """The batch of some facts; a fact without target is a prompt alone."""
+    ids = [torch.cat(fact) for fact in facts]
+    labels = [torch.cat([torch.full_like(fact.prompt, IGNORE_INDEX), fact.target]) for fact in facts]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    inputs = {"input_ids": pad_sequence(ids, batch_first=True), "attention_mask": mask}
+    return TargetBatch(inputs, pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX))

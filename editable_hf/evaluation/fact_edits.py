@@ -13,14 +13,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.constraints import Constraint, JointConstraint
+from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint
+from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.continuations import check_decoder_only, continue_ids
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record
-from editable_hf.evaluation.held_out_text import HeldOutText, padded_rows
+from editable_hf.evaluation.held_out_text import HeldOutText
 
 # Of a record, by what they answer. A request without paraphrases, neighbors or portability has `None` there.
 MEASURES = ("reliability", "forced", "generality", "locality", "portability", "unrelated")
@@ -93,7 +94,7 @@ class FactEditEvaluator(EditEvaluator):
         self, requests: Sequence[Request], editor: AnyEditor | EditorFor, max_steps: int, progress: str | None
     ) -> list[EditRecord]:
         result, seconds, memory = self.edit(requests, editor, max_steps)
-        shared = {"num_steps": result.num_steps, **self.text.change(result.params)._asdict(), **memory}
+        shared = {**self.text.change(result.params)._asdict(), **memory}
         with edited(self.model, result):
             answers = self.answers(requests)
         return [
@@ -177,12 +178,12 @@ class FactEditEvaluator(EditEvaluator):
         right: list[float] = []
         for start in range(0, len(questions), self._batch_size):
             part = questions[start : start + self._batch_size]
-            inputs, following = padded_rows([[*each.prompt, *each.answer] for each in part], self.model.device)
+            facts = [Fact(*(torch.tensor(ids, device=self.model.device) for ids in each)) for each in part]
+            inputs, labels = target_batch(facts)
             with eval_mode(self.model):
-                likeliest = self.model(**inputs, use_cache=False).logits.argmax(-1)
-            for row, labels, each in zip(likeliest, following, part, strict=True):
-                span = slice(len(each.prompt) - 1, len(each.prompt) + len(each.answer) - 1)
-                right.append(float(torch.equal(row[span], labels[span])))
+                likeliest = self.model(**inputs, use_cache=False).logits.argmax(-1)[:, :-1]
+            asked = labels[:, 1:] != IGNORE_INDEX
+            right += (~asked | (likeliest == labels[:, 1:])).all(1).float().tolist()
         return right
 
     def summarize(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from editable_hf.core.constraints import IGNORE_INDEX, token_losses
+from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.losses import distillation_loss
 from editable_hf.core.selection import select_parameters
@@ -59,9 +58,9 @@ class HeldOutText:
         # Of its own: while an edit is in place, the model's parameters are that edit's.
         self.unedited = {name: param.detach().clone() for name, param in select_parameters(model, layers).items()}
         self._functional = FunctionalModel(model, list(self.unedited))
-        self._batches = [
-            padded_rows(rows[start : start + batch_size], model.device) for start in range(0, len(rows), batch_size)
-        ]
+        ids = [torch.tensor(row, device=model.device) for row in rows]
+        texts = [Fact(row[:1], row[1:]) for row in ids]  # all but the first token are predicted
+        self._batches = [target_batch(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
         self.perplexity = self.change(self.unedited).perplexity
 
     @torch.no_grad()
@@ -71,21 +70,13 @@ class HeldOutText:
         with eval_mode(self._model), as_written(self._model):
             for inputs, labels in self._batches:
                 before, after = (
-                    self._functional(values, **inputs, use_cache=False).logits
+                    self._functional(values, **inputs, use_cache=False).logits[:, :-1]
                     for values in (self.unedited, {**self.unedited, **params})
                 )
+                labels = labels[:, 1:]
                 tokens = int((labels != IGNORE_INDEX).sum())
                 divergence += tokens * distillation_loss(before, after, labels).item()
                 loss += token_losses(after, labels).sum().item()
                 count += tokens
         mean = loss / count
         return TextChange(divergence / count, math.exp(mean) if mean < 700 else math.inf)
-
-
-def padded_rows(rows: Sequence[list[int]], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs, padded on the right, and the token after each; -100 where there is none."""
-    tensors = [torch.tensor(row, device=device) for row in rows]
-    mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
-    labels = pad_sequence(tensors, batch_first=True, padding_value=IGNORE_INDEX)
-    inputs = {"input_ids": pad_sequence(tensors, batch_first=True), "attention_mask": mask}
-    return inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)

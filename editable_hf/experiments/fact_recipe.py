@@ -189,6 +189,8 @@ def load_config(
     for name in ("training", "pretrain"):
         file.check_training(f"section {name!r}", file.sections[name], EditableCausalLMTrainingArguments)
     models = _named(config, "models", file.sections["models"])
+    if "pretrained" in models:
+        raise ValueError(f"{config}: a network of `models` cannot be called pretrained, which is the one before.")
     for name, values in models.items():
         training = {key: value for key, value in values.items() if key != "edits"}
         file.check_training(f"model {name!r}", training, EditableCausalLMTrainingArguments, others=["edits"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from editable_hf.commands import Loaded, edited_parameters
+from editable_hf.commands import Loaded
 from editable_hf.export.ctranslate2_model import compare_translations, convert_to_ctranslate2
 from editable_hf.export.lora import save_lora
 from editable_hf.patches.patch import Patch
+from editable_hf.patches.stack import patched_parameters
 from editable_hf.review.regression_set import read_regression_set
 
 MOST_SHOWN = 5
@@ -32,7 +33,7 @@ def export_ctranslate2(
 
 def export_lora(loaded: Loaded, patches: Sequence[Patch], output: str, base_model: str, rank: int | None) -> dict:
     """Writes what patches, together, change as one adapter."""
-    params = edited_parameters(loaded.model, patches)
+    params = patched_parameters(loaded.model, patches)
     named = {patch.base_model for patch in patches}
     name = named.pop() if len(named) == 1 and None not in named else base_model
     made = save_lora(loaded.model, params, output, rank=rank, base_model=name)

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from editable_hf.core.editing import EditResult, constraint_value
+from editable_hf.core.editing import EditResult, constraint_value, edited
 from editable_hf.evaluation.verified_edit import decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
-from editable_hf.patches.stack import PatchLike, apply_patches, loaded_patches, revert_patches
+from editable_hf.patches.stack import PatchLike, loaded_patches, patched_parameters
 from editable_hf.review.terms import terms_of
 from editable_hf.training.editor_config import EditorConfig
 
@@ -45,13 +45,9 @@ def squash_patches(model: PreTrainedModel, patches: Sequence[PatchLike], *, enco
         for request in (patch.request if isinstance(patch.request, list) else [patch.request])
     ]
     before = _value(model, requests)
-    apply_patches(model, chosen)
-    try:
-        own = dict(model.named_parameters())
-        params = {name: own[name].detach().clone() for patch in chosen for name in patch.tensors}
+    params = patched_parameters(model, chosen)
+    with edited(model, params):
         after = _value(model, requests)
-    finally:
-        revert_patches(model, len(chosen))
     success = all(patch.success for patch in chosen) if math.isnan(after) else after <= 0
     last, terms = chosen[-1], [asdict(term) for patch in chosen for term in terms_of(patch.metrics)]
     return Patch.from_edit(

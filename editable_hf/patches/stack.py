@@ -122,6 +122,15 @@ def _held(model: PreTrainedModel) -> dict[str, Patch]:
     return model._held_patches
 
 
+def patched_parameters(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, Tensor]:
+    """The parameters that patches, together, change, with their new values; the model is left as it was."""
+    apply_patches(model, patches)
+    own = dict(model.named_parameters())
+    params = {name: own[name].detach().clone() for patch in patches for name in patch.tensors}
+    revert_patches(model, len(patches))
+    return params
+
+
 class _Moves:
     """Parameters as they will be, computed beside the model; nothing is written before all of it is known."""
 

@@ -24,9 +24,11 @@ def read_entries(path: str | os.PathLike, languages: Sequence[str] | None = None
     Raises:
         ImportError: For TBX and PO without translate-toolkit, naming the extra.
         OSError: If the file cannot be read.
-        ValueError: If it is of another kind or damaged, or TBX and no languages are given.
+        ValueError: If it is of another kind or damaged, TBX and no languages are given, or another one and they are.
     """
     path = Path(path)
+    if languages is not None and path.suffix in (".tsv", ".po", ".pot"):
+        raise ValueError(f"{path} does not name languages, as a .tbx file does; leave `--glossary_languages` out.")
     if path.suffix == ".tsv":
         return _read_tsv(path)
     if path.suffix == ".tbx":

@@ -138,6 +138,7 @@ def test_model_that_does_not_know_the_facts_ends_the_run(tmp_path):
         ("rows: {a: {rate: 1}}", r"row 'a': unknown keys \['rate'\]; expected network"),
         ("rows: {a: {method: rome, learning_rates: [1]}}", "`method: rome` has no `learning_rates`"),
         ("rows: {a: {method: lora}}", "`method: lora` needs `learning_rates`"),
+        ("models: {pretrained: {}}\nrows: {a: {}}", "cannot be called pretrained"),
         ("rows: {a b: {}, a-b: {}}", "two rows would leave their results in one folder"),
         ("models: {a b: {}, a-b: {}}\nrows: {a: {}}", "two models would leave their results in one folder"),
         ("models: {a: {edit: true}}\nrows: {a: {}}", r"model 'a': \['edit'\] are no training arguments"),

@@ -127,3 +127,10 @@ def test_command_reads_tbx(translator_folder, sentence_pairs, tmp_path, capsys):
     assert main(args) == 2 and "--glossary_languages de en" in capsys.readouterr().err
     assert main([*args, "--glossary_languages", "de", "en"]) == 1
     assert "Terms that no sentence of the corpus uses: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["g.tsv", "g.po"])
+def test_languages_are_those_of_tbx(name, tmp_path):
+    (tmp_path / name).write_text("Haus\thouse\n")
+    with pytest.raises(ValueError, match="does not name languages, as a .tbx file does"):
+        read_entries(tmp_path / name, ["de", "en"])
