@@ -133,4 +133,4 @@ def test_command_reads_tbx(translator_folder, sentence_pairs, tmp_path, capsys):
 def test_languages_are_those_of_tbx(name, tmp_path):
     (tmp_path / name).write_text("Haus\thouse\n")
     with pytest.raises(ValueError, match="does not name languages, as a .tbx file does"):
-        read_entries(tmp_path / name, ["de", "en"])
+        read_glossary(tmp_path / name, ["de", "en"])
