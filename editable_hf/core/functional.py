@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from editable_hf.core.replay import Recording, record
 from editable_hf.seams.accelerate_seam import without_autocast_wrapper
-from editable_hf.seams.torch_seam import ParameterSlots
+from editable_hf.seams.torch_seam import ParameterSlots, eager
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
     the model or of a part of it has no second derivative, and would be compiled anew for each way an edit watches it.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eager())
         stack.enter_context(without_autocast_wrapper(model))
         for device in {parameter.device.type for parameter in model.parameters()}:
             stack.enter_context(torch.autocast(device, enabled=False))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -51,6 +52,15 @@ def has_hooks(module: nn.Module) -> bool:
     Relies on `torch.nn.Module._forward_hooks` and `torch.nn.Module._forward_pre_hooks` (torch 2.9 to 2.14).
     """
     return bool(module._forward_hooks) or runs_before_forward(module)
+
+
+def eager() -> AbstractContextManager[None]:
+    """What `torch.compile` made runs as it was written, within the block.
+
+    Relies on `torch._dynamo` being imported by the first `torch.compile` (torch 2.9 to 2.14): importing it takes two
+    seconds, in vain where nothing is compiled.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

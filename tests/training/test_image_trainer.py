@@ -189,9 +189,9 @@ def test_class_at_a_rank_is_that_of_the_moment(make_image_trainer):
         constraint = built(request)
         training = model.training
         logits = model.eval()(request["pixel_values"].unsqueeze(0)).logits[0].tolist()
+        value = constraint(FunctionalModel(model, ["linear.weight"]), {}).item()
         model.train(training)
         assert sum(logit > logits[constraint.target] for logit in logits) == request["rank"]
-        value = constraint(FunctionalModel(model, ["linear.weight"]), {}).item()
         assert request["rank"] > 0 and value > 0
         seen.append((request["rank"], constraint.target))
         return constraint
