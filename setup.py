@@ -13,6 +13,7 @@ EXPORT = ["ctranslate2>=4.8,<5", *PEFT]
 TERMS = ["translate-toolkit>=3.20,<4"]  # reads glossaries in TBX and PO
 TESTS = [
     "pytest>=8.4,<10",
+    "pytest-timeout>=2.4,<3",
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.100,<7",
     "ruff>=0.15,<1",

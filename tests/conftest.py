@@ -6,9 +6,13 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_THREAD_LIMIT"] = "1"  # of the processes that tests start, too: threads that wait for each other crawl
 
 import copy
+import io
 import logging
+import runpy
 import subprocess
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -148,10 +152,10 @@ def translator_folder(trained_marian, tokenizer, tmp_path):
 
 
 @pytest.fixture
-def run_script():
+def start_script():
     """Runs a script, named from the top of the repository, on one thread, in a process of its own."""
 
-    def run(script, *options):
+    def start(script, *options):
         return subprocess.run(
             [sys.executable, str(REPOSITORY / script), *map(str, options)],
             capture_output=True,
@@ -159,6 +163,27 @@ def run_script():
             timeout=300,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+
+    return start
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Runs a script, named from the top of the repository, in this process, which has imported everything before."""
+
+    def run(script, *options):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+        code, stdout, stderr = 0, io.StringIO(), io.StringIO()
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            try:
+                runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+                stderr.write("" if isinstance(ended.code, int) else f"{ended.code}")
+            except Exception:
+                code = 1
+                traceback.print_exc()
+        return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
 
     return run
 

@@ -6,12 +6,12 @@ import pytest
 
 
 @pytest.fixture
-def benchmark(run_script, tmp_path):
+def benchmark(start_script, tmp_path):
     """The ratios that a benchmark prints, and all figures that it writes."""
 
     def run(name, *options):
         path = tmp_path / "figures.json"
-        done = run_script(name, "--rounds", "1", "--device", "cpu", "--json", path, *options)
+        done = start_script(name, "--rounds", "1", "--device", "cpu", "--json", path, *options)
         assert done.returncode == 0, done.stderr
         ratios, figures = json.loads(done.stdout.splitlines()[-1]), json.loads(path.read_text())
         assert figures["ratios"] == ratios and figures["machine"]["threads"] == 1
@@ -23,6 +23,7 @@ def benchmark(run_script, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_edit(benchmark):
     ratios, figures = benchmark("benchmarks/benchmark_edit.py", "--size", "tiny")
     assert ratios["edit_speedup_k10"] > 1
@@ -36,6 +37,7 @@ def test_training(benchmark):
     assert ratios["peak_memory_ratio"] > 0 and figures["checks"]["resnet"]["gradient"] < 1e-3
 
 
+@pytest.mark.slow
 def test_image_drawdown(benchmark):
     ratios, figures = benchmark("benchmarks/benchmark_image_drawdown.py", "--size", "tiny", "--num_images", "40")
     assert ratios["drawdown_speedup_chain3"]["median"] > 1 and ratios["drawdown_speedup_extra"]["median"] > 1

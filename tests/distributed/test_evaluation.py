@@ -6,7 +6,7 @@ import pytest
 import torch
 from launcher import launch
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 COUNTS = (1, 2, 3)
 several = pytest.mark.parametrize("count", COUNTS[1:])

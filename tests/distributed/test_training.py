@@ -8,7 +8,7 @@ SETUPS = ["sentences", "uneven", "tokens", "distillation", "autocast", "loaded",
 COUNTS = (1, 2, 3)
 EXACT = [name for name in SETUPS if name != "autocast"]
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,7 @@ models:
 """
 
 
+@pytest.mark.slow
 def test_baselines_and_figure_2(config, tmp_path, capsys):
     cifar10.main(config(models=BASELINES, rows=["plain", "ewc"]))
     out = tmp_path / "out"
@@ -137,6 +138,7 @@ def test_baselines_and_figure_2(config, tmp_path, capsys):
     assert [row["name"] for row in summary["rows"]] == ["plain", "again"] and summary["seed"] == 0
 
 
+@pytest.mark.slow
 def test_killed_run_continues_to_the_same_result(config, tmp_path, monkeypatch):
     def patched(folder):
         loaded = config(folder)

@@ -32,6 +32,7 @@ def smoke(name, tmp_path, **options):
     return config
 
 
+@pytest.mark.slow
 def test_demo_twice(tmp_path, capsys, monkeypatch):
     config = smoke("demo", tmp_path)
     # One row of each kind; the others differ in numbers.

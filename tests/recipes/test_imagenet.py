@@ -85,6 +85,7 @@ def test_paper_config_with_resnet(tmp_path, folders, capsys):
     assert any(".extra." in name for name in moved) and any("stages.0" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_densenet_in_timms_layout(tmp_path, folders, monkeypatch, capsys):
     model = timm_densenet(tmp_path / "weights", monkeypatch)
     imagenet.main(smoke_config("paper_densenet169", tmp_path, folders, str(tmp_path / "weights")))
@@ -96,6 +97,7 @@ def test_densenet_in_timms_layout(tmp_path, folders, monkeypatch, capsys):
     assert len(results["rows"]) == 6
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys):
     config = load_config(str(CONFIGS / "demo.yaml"), output_dir=str(tmp_path), smoke=True)
     config.training["use_cpu"] = True

@@ -25,6 +25,7 @@ def without_times(content):
     return [{key: value for key, value in row.items() if key not in ("edit_seconds", "intervals")} for row in content]
 
 
+@pytest.mark.slow
 def test_demo_twice(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     config = load_config(str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(out), smoke=True)

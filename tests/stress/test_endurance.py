@@ -6,9 +6,10 @@ import pytest
 
 
 @pytest.mark.parametrize("task", ["image", "translation"])
-def test_nothing_is_left_behind(run_script, tmp_path, task):
+@pytest.mark.slow
+def test_nothing_is_left_behind(start_script, tmp_path, task):
     path = tmp_path / "figures.json"
-    done = run_script("tests/stress/endurance.py", "--task", task, "--num_edits", 40, "--json", path)
+    done = start_script("tests/stress/endurance.py", "--task", task, "--num_edits", 40, "--json", path)
     assert done.returncode in (0, 1), done.stderr  # so few edits say nothing of memory and time
     figures = json.loads(path.read_text())
     assert figures["unchanged"] and figures["ratios"] == json.loads(done.stdout.splitlines()[-1])

@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.mark.slow
-def test_no_reader_ends_otherwise_than_with_a_clear_error(run_script):
-    done = run_script("tests/stress/fuzz_readers.py", "--minutes", 0, "--seed", 5)  # 300 files for each
+def test_no_reader_ends_otherwise_than_with_a_clear_error(start_script):
+    done = start_script("tests/stress/fuzz_readers.py", "--minutes", 0, "--seed", 5)  # 300 files for each
     assert done.returncode == 0, done.stdout[-3000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 9 and all("300 files" in line and "0 findings" in line for line in lines[:8])

@@ -33,6 +33,7 @@ def test_one_patch_for_a_glossary(files, capsys, tmp_path):
     assert "is there already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_patch_for_each_term(files, capsys, tmp_path):
     output = tmp_path / "patches"
     assert main(["terms", *files, "-o", str(output), "--separate"]) == 0
