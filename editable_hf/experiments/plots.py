@@ -71,41 +71,6 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     save_figure(figure, axes, path)
 
 
-def plot_intervals(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws the mean drawdown of the error rate with its interval by layers, one color an editor (Table 2).
-
-    Args:
-        rows: With `name`, `layers`, `drawdown` (a fraction) and `intervals`.
-        path: PNG file to write.
-        title: Title of the picture.
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
-    """
-    pyplot = import_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    layers, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("layers", "name"))
-    for name, color in zip(names, COLORS, strict=False):
-        own = [row for row in rows if row["name"] == name]
-        offset = 0.1 * (names.index(name) - (len(names) - 1) / 2)
-        means = [100 * row["drawdown"] for row in own]
-        low, high = zip(*(row["intervals"]["drawdown"] for row in own), strict=True)
-        errors = [
-            [mean - 100 * value for mean, value in zip(means, low, strict=True)],
-            [100 * value - mean for mean, value in zip(means, high, strict=True)],
-        ]
-        places = [layers.index(row["layers"]) + offset for row in own]
-        axes.errorbar(places, means, yerr=errors, color=color, marker="o", linestyle="none", capsize=3, label=name)
-    axes.set_xticks(range(len(layers)), layers)
-    axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set(ylabel="drawdown of the error rate (points)", title=title, yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")  # the default writes powers of ten beside the numbers
-    axes.grid(axis="y", which="both", linewidth=0.4, alpha=0.5)
-    figure.legend(frameon=False, loc="outside right upper")
-    save_figure(figure, axes, path)
-
-
 def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
     """Draws the share of translations that edits change by distance to the edited sentence, one line a model.
 

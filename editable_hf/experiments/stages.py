@@ -6,15 +6,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
 from editable_hf.data.atomic import write_atomically
-from editable_hf.experiments.run_lock import LOCK_FILE, claim, claim_folder, release
+from editable_hf.experiments.run_lock import claim_folder
 from editable_hf.launch import launched_processes
 
 logger = logging.getLogger(__name__)
@@ -38,19 +37,17 @@ class Stages:
 
     Args:
         output_dir: Where the stages leave their folders; created if missing.
-        shared: Other runs that say so too may work in the folder at the same time, each on stages of its own.
 
     Raises:
         RuntimeError: If another run has the folder, naming its process; if the processes are not those that the
             launcher was asked for, see [`check_launch`].
     """
 
-    def __init__(self, output_dir: str | Path, shared: bool = False):
-        self.output_dir, self.shared = Path(output_dir), shared
-        self.state = launched_processes()
+    def __init__(self, output_dir: str | Path):
+        self.output_dir, self.state = Path(output_dir), launched_processes()
         if self.state.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-        claim_folder(self.output_dir, shared)
+        claim_folder(self.output_dir)
 
     def run(
         self,
@@ -68,56 +65,27 @@ class Stages:
             after: The stages whose results it reads.
             build: Called with the folder to fill, which may hold the beginnings that a killed run left.
             every_process: Whether all processes take part in building (training) or the main one alone.
-
-        Raises:
-            RuntimeError: Where runs share the folder, if another one is building this stage, or if a stage made from
-                other inputs, which another one may be reading, is in the way.
         """
-        stage, _ = self.look(name, inputs, after)
-        if not self._is_there(stage):
-            with self.claimed(name):
-                if not self._is_there(stage):  # a run that shares the folder may have built it meanwhile
-                    self._build(stage, _content(inputs, after), build, every_process)
-                    return stage
-        self.state.print(f"[{name}] already there, unchanged: {stage.folder}")
+        stage, is_there = self.look(name, inputs, after)
+        (is_there,) = broadcast_object_list([is_there])  # as the main process sees it, so that all do the same
+        if is_there:
+            self.state.print(f"[{name}] already there, unchanged: {stage.folder}")
+        else:
+            self._build(stage, _content(inputs, after), build, every_process)
         return stage
-
-    @contextmanager
-    def claimed(self, name: str) -> Iterator[None]:
-        """Keeps runs that share the folder away from what is called `name`.
-
-        Raises:
-            RuntimeError: If another one is at it, naming its process.
-        """
-        path = self.output_dir / f".{name}{LOCK_FILE}"
-        if self.shared:
-            claim(path, f"{name} in {self.output_dir}")
-        try:
-            yield
-        finally:
-            release(path)
-
-    def _is_there(self, stage: Stage) -> bool:
-        """As the main process sees it, so that all do the same."""
-        return broadcast_object_list([_fingerprint(stage.folder) == stage.fingerprint])[0]
 
     def _build(
         self, stage: Stage, content: Mapping[str, Any], build: Callable[[Path], None], every_process: bool
     ) -> None:
         name, partial = stage.folder.name, stage.folder.with_name(f"{stage.folder.name}.partial")
-        (outdated,) = broadcast_object_list([_outdated(stage, partial)])
-        if outdated and self.shared:
-            claim_folder(self.output_dir)  # others may be reading them
         if self.state.is_main_process:
-            for folder in outdated:
+            for folder in _outdated(stage, partial):
                 _move_aside(folder)
             state = "continues" if partial.exists() else "starts"
             partial.mkdir(exist_ok=True)
             _write_json(partial / STAGE_FILE, {"fingerprint": stage.fingerprint, **content})
             print(f"[{name}] {state}", flush=True)
         self.state.wait_for_everyone()
-        if outdated and self.shared:
-            claim_folder(self.output_dir, shared=True)
         if every_process or self.state.is_main_process:
             build(partial)
         self.state.wait_for_everyone()

@@ -31,8 +31,8 @@ def process(function, *arguments):
         other.join()
 
 
-def hold(ready, folder, shared=False):
-    Stages(folder, shared)
+def hold(ready, folder):
+    Stages(folder)
     ready.set()
     time.sleep(60)
 
@@ -46,11 +46,6 @@ def hold_with_worker(ready, folder, workers):
     time.sleep(60)
 
 
-def build_for_ever(ready, folder):
-    stages = Stages(folder, shared=True)
-    stages.run("model", {}, [], lambda partial: (ready.set(), time.sleep(60)))
-
-
 def write(text):
     return lambda folder: (folder / "result.txt").write_text(text)
 
@@ -62,8 +57,6 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path):
         who = f"process {first.pid} on {socket.gethostname()} is at work in it"
         with pytest.raises(RuntimeError, match=f"Expected the output folder .*/out for this run alone, but {who}"):
             Stages(folder)
-        with pytest.raises(RuntimeError, match=who):
-            Stages(folder, shared=True)
         assert sorted(folder.rglob("*")) == before
     stages = Stages(folder)
     stages.run("data", {}, [], write("mine"))
@@ -92,45 +85,6 @@ def test_worker_that_outlives_a_killed_run_does_not_hold_the_folder(tmp_path):
             os.kill(worker, signal.SIGKILL)
 
 
-def test_runs_that_share_a_folder_work_on_different_stages(tmp_path):
-    stages = Stages(tmp_path, shared=True)
-    with process(build_for_ever, tmp_path) as other:
-        data = stages.run("data", {"source": "a"}, [], write("a"))
-        with pytest.raises(RuntimeError, match=rf"Expected model in {tmp_path} for this run alone, but process "):
-            stages.run("model", {}, [], write("never"))
-        with pytest.raises(RuntimeError, match=f"process {other.pid} on"), stages.claimed("model"):
-            pytest.fail("claimed")
-        # A finished stage may be read by the other run: it stays where it is.
-        with pytest.raises(RuntimeError, match="Expected the output folder"):
-            stages.run("data", {"source": "b"}, [], write("b"))
-        with pytest.raises(RuntimeError, match="Expected the output folder"):
-            Stages(tmp_path)
-        assert stages.look("data", {"source": "a"}, []) == (data, True)
-        assert (data.folder / "result.txt").read_text() == "a"
-    assert (tmp_path / "model.partial").is_dir()
-    model = stages.run("model", {}, [], write("ours"))
-    assert (model.folder / "result.txt").read_text() == "ours"
-    assert stages.run("data", {"source": "b"}, [], write("b")).folder == data.folder
-    assert (tmp_path / "data.old1/result.txt").read_text() == "a"
-    with process(hold, tmp_path, True):  # still shared after the move
-        assert stages.run("model", {}, [], write("never")) == model
-
-
-def test_stage_that_another_run_finished_meanwhile_is_not_built(tmp_path, monkeypatch, capsys):
-    stages = Stages(tmp_path, shared=True)
-
-    @contextmanager
-    def finished_before_the_claim(name):
-        monkeypatch.undo()
-        Stages(tmp_path, shared=True).run(name, {}, [], write("theirs"))
-        yield
-
-    monkeypatch.setattr(stages, "claimed", finished_before_the_claim)
-    stage = stages.run("model", {}, [], write("ours"))
-    assert (stage.folder / "result.txt").read_text() == "theirs"
-    assert capsys.readouterr().out.splitlines()[-1] == f"[model] already there, unchanged: {stage.folder}"
-
-
 def test_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -138,4 +92,4 @@ def test_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     stage = Stages(tmp_path).run("data", {}, [], write("made"))
     assert (stage.folder / "result.txt").read_text() == "made"
-    assert "cannot be locked ([Errno" in caplog.text and "do not start a second run in it" in caplog.text
+    assert "cannot be locked ([Errno" in caplog.text and "do not start a second run in its folder" in caplog.text

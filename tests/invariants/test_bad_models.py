@@ -15,7 +15,7 @@ from editable_hf import (
     rmsprop,
     select_parameters,
 )
-from editable_hf.experiments import compare_recipe, image_recipe, translation_recipe
+from editable_hf.experiments import image_recipe, translation_recipe
 from editable_hf.patches import apply_patches
 
 
@@ -43,7 +43,6 @@ def configuration(load_config, name, **options):
 
 translation_config = configuration(translation_recipe.load_config, "iwslt_de_en/demo.yaml")
 cifar_config = configuration(image_recipe.load_config, "cifar10/demo.yaml", own_section="figure_2")
-compare = configuration(compare_recipe.load_config, "compare_editors/demo.yaml")
 
 # name: (damage, call, exception, message)
 CASES = {
@@ -165,12 +164,6 @@ CASES = {
         cifar_config,
         ValueError,
         "magic",
-    ),
-    "editors recipe: unknown editor": (
-        write("configs/compare_editors/demo.yaml", "cells: {sgd: [all]}\n"),
-        compare,
-        ValueError,
-        "sgd",
     ),
     "checkpoint: more than any float": (
         set_json("model/editor_config.json", hyperparameters={"learning_rate": 10**400}),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from editable_hf.experiments import compare_recipe, image_recipe, translation_recipe
+from editable_hf.experiments import image_recipe, translation_recipe
 
 # how a file is read, and the sections that it cannot do without
 RECIPES = {
     "translation": (translation_recipe.load_config, ""),
     "images": (image_recipe.load_config, "models: {a: {}}"),
-    "editors": (compare_recipe.load_config, "cells: {gd: [all]}"),
 }
 every_recipe = pytest.mark.parametrize(("load_config", "rest"), RECIPES.values(), ids=RECIPES)
 
