@@ -32,7 +32,7 @@ from editable_hf.launch import launched_processes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
-    parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
+    parser.add_argument("--data", default="embedded", help="'embedded', a folder or a hub id")
     parser.add_argument("--source_lang", default="de", help="language to translate from, as the data names it")
     parser.add_argument("--target_lang", default="en", help="language to translate into, as the data names it")
     parser.add_argument(

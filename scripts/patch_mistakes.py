@@ -34,7 +34,7 @@ from editable_hf.review.translations import review_translations
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of an encoder-decoder model")
-    parser.add_argument("--data", default="embedded", help="'embedded', a folder, a WIT3 archive or a hub id")
+    parser.add_argument("--data", default="embedded", help="'embedded', a folder or a hub id")
     parser.add_argument("--source_prefix", help="to put before each source (T5), instead of the model's own")
     parser.add_argument("--source_lang", help="of a multilingual model, as it names languages, e.g. deu_Latn")
     parser.add_argument("--target_lang", help="the language that it translates to, e.g. eng_Latn")

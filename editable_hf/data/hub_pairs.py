@@ -48,7 +48,7 @@ def read_hub_pairs(
         dataset = load_dataset(dataset_id, config_name, revision=revision)
     except OSError as error:
         raise FileNotFoundError(
-            f"Expected {dataset_id!r} to be a folder, an archive or a dataset on the hub, but nothing of that name "
+            f"Expected {dataset_id!r} to be a folder or a dataset on the hub, but nothing of that name "
             f"could be read ({error}); check the spelling and the network, or download the corpus and give its path."
         ) from error
     except (ValueError, RuntimeError) as error:

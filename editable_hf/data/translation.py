@@ -22,7 +22,6 @@ from editable_hf.data.wit3 import is_wit3, read_wit3
 EMBEDDED = "embedded"
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_ARCHIVE_ENDINGS = (".tgz", ".tar", ".tar.gz", ".zip")
 
 # SHA-256 of the tokenized German and English test files. A BLEU score compares with the paper's only on this test set,
 # which some copies of the corpus lack, so it is recognized by content and not by the name of a folder.
@@ -76,8 +75,8 @@ def load_translation_data(
 
     Args:
         source: One of: "embedded", the small corpus inside this package; a folder with `train.de`, `train.en`,
-            `valid.de` and so on (fairseq's `tmp` folder, Multi30k's raw folder; files plain, `.gz` or `.xz`); WIT3's
-            archive `de-en.tgz` or its unpacked folder; the id of a dataset on the hub.
+            `valid.de` and so on (fairseq's `tmp` folder, Multi30k's raw folder; files plain, `.gz` or `.xz`); the
+            folder unpacked from WIT3's `de-en.tgz`; the id of a dataset on the hub.
         source_lang: Language to translate from, as file ending or column name.
         target_lang: Language to translate into.
         config_name: Configuration, for a hub dataset only.
@@ -128,17 +127,17 @@ def _read_pairs(
     if path.is_dir() and is_parallel_folder(path, source_lang, target_lang, split_names):
         pairs = read_parallel_folder(path, source_lang, target_lang, split_names)
         return pairs, f"folder {path.resolve().name}", tokenized
-    if path.is_file() or (path.is_dir() and is_wit3(path, source_lang, target_lang)):
+    if path.is_dir() and is_wit3(path, source_lang, target_lang):
         return read_wit3(path, source_lang, target_lang), f"WIT3 release {path.resolve().name}", True
     if path.is_dir():
         raise FileNotFoundError(
             f"Expected the folder {source} to hold train.{source_lang} and train.{target_lang} (or .gz, .xz), or "
             f"WIT3's train.tags files, but it has {_listing(path)}; check the path, the languages and `split_names`."
         )
-    if not _HUB_ID.fullmatch(source) or source.startswith(".") or source.endswith(_ARCHIVE_ENDINGS):
+    if path.is_file() or not _HUB_ID.fullmatch(source) or source.startswith("."):
         raise FileNotFoundError(
-            f"Expected a folder, an archive, a hub dataset or {EMBEDDED!r}, but there is nothing at {source!r}; "
-            "check the path."
+            f"Expected a folder, a hub dataset or {EMBEDDED!r}, but {source!r} is none; check the path, and unpack an "
+            "archive first (`tar -xzf de-en.tgz`)."
         )
     pairs = read_hub_pairs(source, source_lang, target_lang, config_name, revision, split_names)
     return pairs, f"hub dataset {source}", tokenized

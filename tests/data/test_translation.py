@@ -200,11 +200,11 @@ def test_folder_without_a_corpus_is_an_error(tmp_path):
         load_translation_data(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["./nowhere", "/a/b/c", "de-en.tgz", ""])
+@pytest.mark.parametrize("source", ["./nowhere", "/a/b/c", __file__, ""])
 def test_missing_path_is_an_error(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     # An empty string names the current folder, which has no corpus.
-    with pytest.raises(FileNotFoundError, match="Expected (a folder, an archive, a hub dataset|the folder)"):
+    with pytest.raises(FileNotFoundError, match="Expected (a folder, a hub dataset|the folder)"):
         load_translation_data(source)
 
 

@@ -16,7 +16,7 @@ from transformers import MarianMTModel
 from editable_hf import EditorConfig
 from editable_hf.commands import load
 from editable_hf.core.editing import EditResult
-from editable_hf.data.wit3 import TEST_SETS, _segments
+from editable_hf.data.wit3 import _segments
 from editable_hf.models.cifar_resnet import load_published_cifar_resnet
 from editable_hf.patches import Patch
 
@@ -119,7 +119,7 @@ def test_card_of_a_hostile_patch(patch, tmp_path):
     assert "<img" in body and not any("<img" in text or "</script>" in text for text in outside)
 
 
-def test_entities_are_not_expanded():
+def test_entities_are_not_expanded(tmp_path):
     bomb = b'<!DOCTYPE m [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>\n<!ENTITY c SYSTEM "file:///etc/passwd">\n'
-    lines = _segments(bomb + b'<seg id="1"> &b; &c; </seg>\n', f"IWSLT14.{TEST_SETS[0]}.de-en.de.xml")
-    assert lines == ["&b; &c;"]
+    (tmp_path / "test.xml").write_bytes(bomb + b'<seg id="1"> &b; &c; </seg>\n')
+    assert _segments(tmp_path / "test.xml") == ["&b; &c;"]

@@ -3,7 +3,7 @@
     python tests/stress/fuzz_readers.py --minutes 10
     python tests/stress/fuzz_readers.py --readers patch payload --minutes 2 --seed 7
 
-Readers: a translation folder, WIT3's archive and its XML, JSONL requests, edits of facts, `patch.json`, a patch's
+Readers: a translation folder, WIT3's XML, JSONL requests, edits of facts, `patch.json`, a patch's
 payload (with a checksum that fits, as an attacker would see to), `editor_config.json`. hypothesis damages a valid file
 and shrinks what it finds. A finding is an exception that is no ValueError or OSError of ours, more than five seconds
 for one file, or a model that a refused patch has changed. Exits with 1 if there is any.
@@ -12,16 +12,12 @@ for one file, or a model that a refused patch has changed. Exits with 1 if there
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
-import io
 import json
 import signal
-import tarfile
 import tempfile
 import time
 import traceback
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -78,24 +74,6 @@ def wit3_files() -> dict[str, bytes]:
     files = {f"train.tags.de-en.{language}": text for language in ("de", "en")}
     xml = b'<?xml version="1.0"?>\n<mteval>\n<doc docid="1">\n<seg id="1"> Ein Satz. </seg>\n</doc>\n</mteval>\n'
     return files | {f"IWSLT14.{name}.de-en.{language}.xml": xml for name in TEST_SETS for language in ("de", "en")}
-
-
-def archive_reader(folder: Path) -> Reader:
-    """As .tgz, and as .tar and .zip, whose headers are not behind a checksum."""
-    tar, zipped = io.BytesIO(), io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(zipped, "w") as other:
-        for name, content in wit3_files().items():
-            member = tarfile.TarInfo(f"de-en/{name}")
-            member.size, member.pax_headers = len(content), {"comment": "ä"}
-            archive.addfile(member, io.BytesIO(content))
-            other.writestr(f"de-en/{name}", content)
-
-    def read(data: bytes) -> None:
-        (folder / "de-en.tgz").write_bytes(data)
-        read_wit3(folder / "de-en.tgz")
-
-    kinds = (gzip.compress(tar.getvalue()), tar.getvalue(), zipped.getvalue())
-    return st.one_of(*map(damaged, kinds)), read
 
 
 def xml_reader(folder: Path) -> Reader:
@@ -215,7 +193,6 @@ def editor_reader(folder: Path) -> Reader:
 
 READERS: dict[str, Callable[[Path], Reader]] = {
     "folder": folder_reader,
-    "archive": archive_reader,
     "xml": xml_reader,
     "requests": requests_reader,
     "facts": facts_reader,
