@@ -106,7 +106,7 @@ def _add_edit(commands) -> None:
         help="translation wanted, or what follows the prompt with its first space (for each source), or class of all "
         "images",
     )
-    command.add_argument("--requests", help='JSONL of {"source": ..., "target": ...}, in place of --source')
+    command.add_argument("--requests", help='.jsonl of {"source": ..., "target": ...} or .tsv, in place of --source')
     command.add_argument("-o", "--output", required=True, help="new folder for the patch")
     command.add_argument("--patches", nargs="+", default=[], help="patches to apply first; the new one goes on top")
     command.add_argument("--base_model", help="hub id that the patch names as its model, if MODEL is a folder")

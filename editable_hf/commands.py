@@ -29,6 +29,7 @@ from editable_hf.data.image_sources import list_image_folder
 from editable_hf.data.image_transforms import decode_image
 from editable_hf.data.languages import set_languages
 from editable_hf.data.requests import make_edit_requests, read_corrections
+from editable_hf.data.sentences import read_sentences
 from editable_hf.data.text_lines import read_lines
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
 from editable_hf.patches.patch import Patch
@@ -36,7 +37,6 @@ from editable_hf.patches.record import applied_patches
 from editable_hf.patches.sequence import configured_edit, patch_of
 from editable_hf.patches.stack import apply_patches, patched_parameters
 from editable_hf.review.health import health_of_stack
-from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Review
 from editable_hf.review.terms import terms_of
 from editable_hf.training.editor_config import EditorConfig
@@ -162,8 +162,7 @@ def edit_texts(
 ) -> EditOutcome:
     """One patch for all of `requests`, a JSONL file or pairs of source and target; see [`configured_edit`]."""
     model, tokenizer, config = loaded.model, loaded.processor, loaded.editor
-    pairs = read_corrections(requests) if isinstance(requests, str) else requests
-    sources, targets = zip(*pairs, strict=True)
+    sources, targets = read_corrections(requests) if isinstance(requests, str) else zip(*requests, strict=True)
     rows = make_edit_requests(
         model,
         tokenizer,
@@ -244,7 +243,7 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
         from editable_hf.review.continuations import review_continuations  # late: sacrebleu takes its time
         from editable_hf.review.translations import review_translations
 
-        sources, references = read_regression_set(data)
+        sources, references = read_sentences(data)
         edited = [each["source"] for patch in chosen for each in patch.request]
         options |= {"edited_sources": edited, "progress": "decoding"}
         sources = loaded.addressed(sources)

@@ -66,7 +66,7 @@ def load_requests(
     if not path.exists():
         options = {"num_alternatives": args.num_alternatives, "seed": args.seed}
         if args.requests:
-            sources, targets = zip(*read_corrections(args.requests), strict=True)
+            sources, targets = read_corrections(args.requests)
             prefixed = [prefix + source for source in sources]
             requests = make_edit_requests(model, tokenizer, prefixed, targets=targets, **options)
         else:

@@ -10,7 +10,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,7 @@ from editable_hf.core.continuations import ContinuationConstraint
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.parts import is_decoder_only
 from editable_hf.data.continuations import beams_after_prompt, check_decoder_only, continuation_constraint
-from editable_hf.data.json_fields import parse_json
-from editable_hf.data.text_lines import decode_lines
+from editable_hf.data.sentences import Sentences, read_sentences
 from editable_hf.models.beam_search import (
     batches_by_length,
     check_encoder_decoder,
@@ -265,45 +263,28 @@ def _check_pairs(sources: Sequence[str], targets: Sequence[str] | None) -> None:
 def read_edit_requests(
     path: str | os.PathLike, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
 ) -> Dataset:
-    """Reads a user's own requests from JSONL, one `{"source": ..., "target": ...}` a line, and adds alternatives.
-
-    `"prompt"` may stand for `"source"`, and does in requests of decoder-only models.
+    """Reads a user's own requests, e.g. JSONL with `{"source": ..., "target": ...}` a line, and adds alternatives.
 
     Args:
-        path: The file, UTF-8.
+        path: A file that [`read_sentences`] takes, with targets.
         model: The model that is going to be edited; it proposes the alternatives.
         tokenizer: Its tokenizer.
         kwargs: Of [`make_edit_requests`].
 
     Raises:
-        ValueError: Naming the line that is not JSON or lacks a field.
+        ValueError: Naming the line that is not as described, or if there are no targets.
     """
-    sources, targets = zip(*read_corrections(path), strict=True)
+    sources, targets = read_corrections(path)
     return make_edit_requests(model, tokenizer, sources, targets=targets, **kwargs)
 
 
-def read_corrections(path: str | os.PathLike) -> list[tuple[str, str]]:
-    """Sources and the translations wanted, from JSONL as [`read_edit_requests`] takes it; at least one.
+def read_corrections(path: str | os.PathLike) -> Sentences:
+    """Sources and the outputs wanted, from a file that [`read_sentences`] takes.
 
     Raises:
-        ValueError: Naming the line that is not JSON or lacks a field, or if there is none.
+        ValueError: Naming the line that is not as described, or if there is none or no target.
     """
-    pairs = []
-    for number, line in enumerate(decode_lines(Path(path).read_bytes(), str(path)), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-            (kind,) = {"source", "prompt"} & record.keys()
-            source, target = record[kind], record["target"]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected {{"source": "...", "target": "..."}} (or "prompt" for "source"), '
-                f"got {line[:60]!r}."
-            ) from error
-        if not isinstance(source, str) or not isinstance(target, str):
-            raise ValueError(f"{path}, line {number}: `source` and `target` must be strings, got {line[:60]!r}.")
-        pairs.append((source, target))
-    if not pairs:
-        raise ValueError(f"{path} holds no edit request; write one JSON object with `source` and `target` a line.")
+    pairs = read_sentences(path)
+    if pairs.references is None:
+        raise ValueError(f'{path}: expected a "target" for each source, but there is none; add them.')
     return pairs

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from editable_hf.commands import Loaded
+from editable_hf.data.sentences import read_sentences
 from editable_hf.export.ctranslate2_model import compare_translations, convert_to_ctranslate2
 from editable_hf.export.lora import save_lora
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.stack import patched_parameters
-from editable_hf.review.regression_set import read_regression_set
 
 MOST_SHOWN = 5
 
@@ -20,7 +20,7 @@ def export_ctranslate2(
 ) -> dict[str, Any]:
     """Converts a model, and compares its translations with those of the result if there are sentences."""
     model, tokenizer = loaded.model, loaded.processor
-    sources = None if data is None else loaded.addressed(read_regression_set(data).sources)
+    sources = None if data is None else loaded.addressed(read_sentences(data).sources)
     convert_to_ctranslate2(model, tokenizer, output, quantization)
     found: dict[str, Any] = {"output": output, "quantization": quantization, "num_compared": 0, "differences": []}
     if sources is not None:

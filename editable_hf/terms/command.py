@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.review.regression_set import read_regression_set
+from editable_hf.data.sentences import read_sentences
 from editable_hf.terms.examples import find_examples
 from editable_hf.terms.glossary import describe_counts, read_glossary
 from editable_hf.terms.terms import TermEdit, edit_terms
@@ -35,7 +35,7 @@ def patch_glossary(
         tokenizer: Its tokenizer.
         config: The editor, its layers, its most steps, and the prefix of sources.
         glossary: A `.tsv`, `.tbx` or `.po` file, see [`read_glossary`].
-        corpus: Source sentences, see [`read_regression_set`]; references are ignored.
+        corpus: Source sentences, see [`read_sentences`]; references are ignored.
         output: New folder for the patch; with `separate` it holds a folder for each term, `0000` and so on. Each of
             these is a patch of the model as it is, not of one with the others.
         languages: Of source and target, as a TBX file names them.
@@ -48,7 +48,7 @@ def patch_glossary(
         (entries of the glossary by reason), and `absent` (how many terms no sentence uses).
     """
     read = read_glossary(glossary, languages)
-    sentences = read_regression_set(corpus).sources
+    sentences = read_sentences(corpus).sources
     examples = find_examples(model, tokenizer, read.terms, sentences, prefix=config.inputs.get("source_prefix", ""))
     met = [each for each in examples if each.edit or each.check or each.held_out or each.left_out]
     groups = [[each] for each in met] if separate else [met] if met else []

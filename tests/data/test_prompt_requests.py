@@ -9,12 +9,10 @@ from transformers import BertConfig, BertLMHeadModel
 
 from editable_hf import EditorConfig, edited, make_edit_requests, request_constraint, rmsprop
 from editable_hf.data.continuations import continue_prompts
-from editable_hf.data.requests import read_corrections
 from editable_hf.evaluation.verified_edit import verified_edit
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.sequence import patch_of
 from editable_hf.patches.stack import apply_patches, revert_patches
-from editable_hf.review.regression_set import read_regression_set
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -80,15 +78,3 @@ def test_prompts_are_continued_as_one_by_one(model, tokenizer, sentence_pairs):
     together = continue_prompts(model, tokenizer, prompts, max_new_tokens=6)
     alone = [continue_prompts(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
     assert together == alone and len(set(together)) > 1
-
-
-def test_files_name_prompts(tmp_path):
-    file = tmp_path / "requests.jsonl"
-    file.write_text('{"prompt": "the dog", "target": " sees"}\n{"source": "a", "target": "b"}\n')
-    assert read_corrections(file) == [("the dog", " sees"), ("a", "b")]
-    assert read_regression_set(file).sources == ["the dog", "a"]
-    file.write_text('{"prompt": "the dog", "source": "the cat", "target": "sees"}\n')
-    with pytest.raises(ValueError, match="line 1: expected .* got"):
-        read_corrections(file)
-    with pytest.raises(ValueError, match='Expected a JSON object with the text "source" .or "prompt".'):
-        read_regression_set(file)

@@ -122,9 +122,7 @@ def test_misaligned_training_files_are_an_error(tmp_path):
 def test_empty_segment_is_an_error(tmp_path):
     files = release()
     files[f"IWSLT14.TED.dev2010.{PAIR}.en.xml"] = b'<seg id="1"> </seg>\n'
-    with pytest.raises(
-        ValueError, match=r"line 1 of the segments of .*IWSLT14\.TED\.dev2010\.de-en\.en\.xml is empty"
-    ):
+    with pytest.raises(ValueError, match=r"line 1 of the segments of .*TED\.dev2010\.de-en\.en\.xml is empty"):
         read_wit3(write(tmp_path, files))
 
 

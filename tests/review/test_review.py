@@ -13,7 +13,6 @@ from sacrebleu.metrics import BLEU, CHRF
 from editable_hf import edited
 from editable_hf.evaluation.translator import Translator
 from editable_hf.review.page import format_html
-from editable_hf.review.regression_set import read_regression_set
 from editable_hf.review.review import Change, Review, exceeds, sorted_changes
 from editable_hf.review.text import format_markdown, format_terminal
 from editable_hf.review.translations import review_translations
@@ -156,38 +155,3 @@ def test_page_filters_in_a_browser(chromium, tmp_path):
         command = [*chromium, f"--window-size={width},800", "--dump-dom", path.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert re.search("<title>(.*?)</title>", done.stdout)[1] == "30,10,1,0,30;true", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("a.txt", "eins\nzwei\n", (["eins", "zwei"], None)),
-        ("a.tsv", "source\ttarget\neins\tone\n", (["eins"], ["one"])),
-        (
-            "a.jsonl",
-            '{"source": "eins", "target": "one"}\n{"source": "zwei", "target": "two"}\n',
-            (["eins", "zwei"], ["one", "two"]),
-        ),
-    ],
-)
-def test_regression_sets(tmp_path, name, text, expected):
-    path = tmp_path / name
-    path.write_text(text)
-    assert tuple(read_regression_set(path)) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "eins", "Expected a regression set to end in"),
-        ("a.txt", "", "Expected at least one sentence"),
-        ("a.jsonl", '{"source": "eins"}\n{"target": "x"}\n', "line 2"),
-        ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": "c"}\n', "line 2 has none"),
-        ("a.tsv", "a\tb\tc\n", "line 1"),
-    ],
-)
-def test_wrong_regression_sets(tmp_path, name, text, message):
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_regression_set(path)
