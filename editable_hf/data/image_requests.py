@@ -42,7 +42,11 @@ class RankDistribution:
             ValueError: If shapes do not match, a class is out of range or a logit is not a number.
         """
         targets = torch.as_tensor(targets, device=logits.device)
-        _check_logits(logits, len(targets))
+        if logits.dim() != 2 or len(logits) != len(targets) or bool(logits.isnan().any()):
+            raise ValueError(
+                f"Expected numbers of shape ({len(targets)}, num_classes), one row for each example, but got "
+                f"{tuple(logits.shape)}, perhaps with NaN; compute them for the same split, in its order."
+            )
         _check_classes(targets.tolist(), logits.shape[1], "targets")
         ranks = (_by_falling_score(logits) == targets.unsqueeze(1)).long().argmax(dim=1)
         return cls(torch.bincount(ranks, minlength=logits.shape[1]).cpu())
@@ -56,26 +60,9 @@ class RankDistribution:
         """Fraction of the examples by rank, `(num_classes,)`, float64, summing to 1."""
         return self.counts.double() / self.counts.sum()
 
-    def without_correct(self) -> RankDistribution:
-        """The same without rank 0, the edits that hold from the start.
-
-        Raises:
-            ValueError: If no other rank occurs.
-        """
-        if self.counts[1:].sum() == 0:
-            raise ValueError(
-                "Expected a rank above 0, but the model predicts the wanted class of every example; keep rank 0, or "
-                "take examples that the model gets wrong."
-            )
-        return RankDistribution(torch.cat([torch.zeros_like(self.counts[:1]), self.counts[1:]]))
-
     def sample(self, generator: torch.Generator, count: int) -> Tensor:
         """Independent ranks, `(count,)`, int64."""
         return torch.multinomial(self.frequencies, count, replacement=True, generator=generator)
-
-    def histogram(self, bin_width: int = 1) -> Tensor:
-        """Fraction of the examples in each bin of `bin_width` ranks, `(ceil(num_classes / bin_width),)`, float64."""
-        return torch.stack([part.sum() for part in self.frequencies.split(bin_width)])
 
 
 def classes_at_ranks(logits: Tensor, ranks: Tensor) -> Tensor:
@@ -91,63 +78,39 @@ def classes_at_ranks(logits: Tensor, ranks: Tensor) -> Tensor:
     return _by_falling_score(logits).gather(1, ranks.to(logits.device).unsqueeze(1)).squeeze(1)
 
 
-def make_image_requests(
-    num_images: int,
-    labels: Sequence[int],
-    num_classes: int,
-    num_requests: int,
-    seed: int,
-    ranks: RankDistribution | None = None,
-    logits: Tensor | None = None,
-    exclude_correct: bool = False,
-) -> Dataset:
+def make_image_requests(labels: Sequence[int], num_classes: int, num_requests: int, seed: int) -> Dataset:
     """Edit requests for the images of a split, each image at most once, in random order.
 
-    By default the class is uniform over all classes (section 4.1). It may be the true one or the one that the model
-    predicts; such an edit holds from the start and takes 0 steps.
+    The class is uniform over all classes (section 4.1). It may be the true one or the one that the model predicts;
+    such an edit holds from the start and takes 0 steps.
 
     Args:
-        num_images: Size of the split.
-        labels: The true classes, for the reports, `(num_images,)`.
+        labels: The true classes of the split, for the reports, `(num_images,)`.
         num_classes: Of the model.
         num_requests: At most `num_images`.
         seed: Decides images and classes.
-        ranks: Draw the class by its rank among the model's predictions for that image instead (section 4.3.1).
-        logits: The model's for the split, `(num_images, num_classes)`; needed with `ranks`.
-        exclude_correct: Never draw rank 0; for use with `ranks`.
 
     Returns:
         A dataset with columns `id`, `image_index`, `label`, `target`.
 
     Raises:
-        ValueError: If more requests are asked for than there are images, there is but one class, or the arguments do
-            not match each other.
+        ValueError: If more requests are asked for than there are images, or there is but one class.
     """
     labels = [int(label) for label in labels]
-    _check_request_arguments(num_images, labels, num_classes, num_requests)
-    if (ranks is None) != (logits is None) or (exclude_correct and ranks is None):
+    if not 1 <= num_requests <= len(labels):
         raise ValueError(
-            f"Expected `ranks` and `logits` together, but got ranks={ranks} and logits "
-            f"{'missing' if logits is None else 'given'}, with exclude_correct={exclude_correct}; drawing by rank "
-            "needs both, and `exclude_correct` is an option of drawing by rank."
+            f"Expected between 1 and {len(labels)} edit requests, one an image, but {num_requests} are asked for; "
+            "lower `num_requests` or use a larger split."
         )
+    if num_classes < 2:
+        raise ValueError(f"Expected at least 2 classes to edit between, got `num_classes`={num_classes}.")
+    _check_classes(labels, num_classes, "labels")
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randperm(num_images, generator=generator)[:num_requests]
-    if ranks is None:
-        targets = torch.randint(num_classes, (num_requests,), generator=generator)
-    else:
-        _check_logits(logits, num_images)
-        _check_num_classes(ranks.num_classes, num_classes, "ranks")
-        _check_num_classes(logits.shape[1], num_classes, "logits")
-        ranks = ranks.without_correct() if exclude_correct else ranks
-        targets = classes_at_ranks(logits[images.to(logits.device)], ranks.sample(generator, num_requests))
+    images = torch.randperm(len(labels), generator=generator)[:num_requests].tolist()
+    targets = torch.randint(num_classes, (num_requests,), generator=generator).tolist()
+    chosen = [labels[image] for image in images]
     return Dataset.from_dict(
-        {
-            "id": list(range(num_requests)),
-            "image_index": images.tolist(),
-            "label": [labels[image] for image in images.tolist()],
-            "target": targets.tolist(),
-        }
+        {"id": list(range(num_requests)), "image_index": images, "label": chosen, "target": targets}
     )
 
 
@@ -240,16 +203,6 @@ def _by_falling_score(logits: Tensor) -> Tensor:
     return logits.argsort(dim=1, descending=True, stable=True)
 
 
-def _check_logits(logits: Tensor, num_rows: int) -> None:
-    if logits.dim() != 2 or len(logits) != num_rows:
-        raise ValueError(
-            f"Expected logits of shape ({num_rows}, num_classes), one row for each example, but got "
-            f"{tuple(logits.shape)}; compute them for the same split, in its order."
-        )
-    if bool(logits.isnan().any()):
-        raise ValueError("Expected logits that can be sorted, but some are not a number; check the model.")
-
-
 def _check_classes(classes: Sequence[int], num_classes: int, name: str) -> None:
     wrong = [value for value in classes if not 0 <= value < num_classes]
     if wrong:
@@ -257,24 +210,3 @@ def _check_classes(classes: Sequence[int], num_classes: int, name: str) -> None:
             f"Expected {name} from 0 to {num_classes - 1}, but got {wrong[0]}; check `num_classes` and that images "
             "and model number the classes alike."
         )
-
-
-def _check_num_classes(arrived: int, num_classes: int, name: str) -> None:
-    if arrived != num_classes:
-        raise ValueError(
-            f"Expected {name} of {num_classes} classes, but got {arrived}; take the ranks and the logits from the "
-            "model that is going to be edited."
-        )
-
-
-def _check_request_arguments(num_images: int, labels: Sequence[int], num_classes: int, num_requests: int) -> None:
-    if len(labels) != num_images:
-        raise ValueError(f"Expected one label for each of {num_images} images, but got {len(labels)}; pass all.")
-    if not 1 <= num_requests <= num_images:
-        raise ValueError(
-            f"Expected between 1 and {num_images} edit requests, one an image, but {num_requests} are asked for; "
-            "lower `num_requests` or use a larger split."
-        )
-    if num_classes < 2:
-        raise ValueError(f"Expected at least 2 classes to edit between, got `num_classes`={num_classes}.")
-    _check_classes(labels, num_classes, "labels")

@@ -70,7 +70,7 @@ def _describe(
         num_workers=config.evaluation.num_workers,
     )
     labels, count = evaluator.labels, min(config.figure_2.num_edits, evaluator.num_images)
-    requests = make_image_requests(len(labels), labels.tolist(), images.num_classes, count, config.seed + 2)
+    requests = make_image_requests(labels.tolist(), images.num_classes, count, config.seed + 2)
     editor, max_steps = chosen_editor(rows.table[name]), config.evaluation.max_steps
     space = describe_edits(evaluator, requests, editor, max_steps=max_steps, folder=folder, progress=name)
     matrix = drawdown_by_class(space.predictions, evaluator.before, labels, space.labels, images.num_classes)

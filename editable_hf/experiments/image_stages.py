@@ -70,7 +70,7 @@ def random_edits(config: ImageRecipeConfig, stages: Stages, images: ImageSets) -
         for offset, (name, split) in enumerate(splits.items()):
             labels = split.with_format(None)["label"]
             count = min(counts[name], len(labels))
-            requests = make_image_requests(len(labels), labels, images.num_classes, count, config.seed + offset)
+            requests = make_image_requests(labels, images.num_classes, count, config.seed + offset)
             requests.save_to_disk(folder / name)
 
     stage = stages.run("requests", {**counts, "data": asdict(config.data), "seed": config.seed}, [], build)

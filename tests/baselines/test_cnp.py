@@ -171,7 +171,7 @@ def test_copy_adds_its_own_condition():
 
 def test_drawdown_is_that_of_brute_force_and_costs_the_rest_of_the_network():
     model, rows = cnp(), image_rows(23, seed=1)
-    requests = make_image_requests(23, [row["labels"] for row in rows], NUM_CLASSES, 8, seed=2)
+    requests = make_image_requests([row["labels"] for row in rows], NUM_CLASSES, 8, seed=2)
     evaluator = ErrorDrawdownEvaluator(model, rows, layers="condition")
     calls, forward = [], model.backbone.layer1.forward
     # No hook: a module with hooks never answers from a record.

@@ -138,7 +138,7 @@ def test_saved_with_its_edits_and_loaded(references, queries, tmp_path, backbone
 
 @pytest.fixture
 def requests(queries):
-    return make_image_requests(NUM_QUERIES, [row["labels"] for row in queries], NUM_CLASSES, 12, seed=2)
+    return make_image_requests([row["labels"] for row in queries], NUM_CLASSES, 12, seed=2)
 
 
 @pytest.mark.parametrize("together", [1, 5])

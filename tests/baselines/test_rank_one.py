@@ -84,7 +84,7 @@ def test_no_other_update_that_does_the_same_changes_the_data_less(model_and_head
 def test_drawdown_of_its_edits(model_and_head):
     model, head = model_and_head
     rows = image_rows(23, seed=1)
-    requests = make_image_requests(23, [row["labels"] for row in rows], NUM_CLASSES, 8, seed=2)
+    requests = make_image_requests([row["labels"] for row in rows], NUM_CLASSES, 8, seed=2)
     evaluator = ErrorDrawdownEvaluator(model, rows, layers=head)
     editor = rank_one(feature_moment(model, rows, progress=None))
     records = evaluator.evaluate(requests, editor, progress=None)

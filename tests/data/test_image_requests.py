@@ -32,7 +32,7 @@ def images():
 
 def test_requests_take_each_image_once_and_classes_uniformly():
     labels = [index % 10 for index in range(5000)]
-    requests = make_image_requests(5000, labels, 10, 5000, seed=0)
+    requests = make_image_requests(labels, 10, 5000, seed=0)
     assert requests.column_names == ["id", "image_index", "label", "target"]
     assert list(requests["id"]) == list(range(5000))
     assert sorted(requests["image_index"]) == list(range(5000))
@@ -47,12 +47,12 @@ def test_requests_take_each_image_once_and_classes_uniformly():
 def test_sampled_images_are_uniform():
     counts = np.zeros(20)
     for seed in range(300):
-        counts[list(make_image_requests(20, [0] * 20, 3, 5, seed)["image_index"])] += 1
+        counts[list(make_image_requests([0] * 20, 3, 5, seed)["image_index"])] += 1
     assert chi_square(counts, [1 / 20] * 20) < 43.8  # 0.1%, 19 degrees of freedom
 
 
 def test_requests_depend_on_the_seed_alone():
-    first, again, other = (make_image_requests(50, [0] * 50, 4, 20, seed).to_list() for seed in (1, 1, 2))
+    first, again, other = (make_image_requests([0] * 50, 4, 20, seed).to_list() for seed in (1, 1, 2))
     assert first == again and first != other
 
 
@@ -75,35 +75,10 @@ def test_ranks_are_sampled_by_frequency():
     counts = np.bincount(drawn, minlength=4)
     assert counts[1] == 0
     assert chi_square(counts[[0, 2, 3]], [0.1, 0.3, 0.6]) < 13.8  # 0.1%, 2 degrees of freedom
-    without = distribution.without_correct()
-    assert without.counts.tolist() == [0, 0, 30, 60] and distribution.counts.tolist() == [10, 0, 30, 60]
-    assert without.sample(torch.Generator().manual_seed(0), 1000).min() == 2
-
-
-def test_histogram_of_ranks():
-    distribution = RankDistribution(torch.tensor([1, 2, 3, 0, 4]))
-    torch.testing.assert_close(distribution.histogram(), distribution.frequencies)
-    torch.testing.assert_close(distribution.histogram(2), torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("exclude_correct", [False, True])
-def test_rank_matched_requests_have_the_distribution(exclude_correct):
-    distribution = RankDistribution(torch.tensor([20, 50, 0, 30, 0, 0]))
-    logits = torch.randn(6000, 6, generator=torch.Generator().manual_seed(1))
-    arguments = {"ranks": distribution, "logits": logits, "exclude_correct": exclude_correct}
-    requests = make_image_requests(6000, [0] * 6000, 6, 4000, 0, **arguments)
-    pairs = zip(requests["image_index"], requests["target"], strict=True)
-    counts = np.bincount([rank_by_hand(logits[image].tolist(), target) for image, target in pairs], minlength=6)
-    assert counts[[2, 4, 5]].sum() == 0
-    if exclude_correct:
-        assert counts[0] == 0
-        assert chi_square(counts[[1, 3]], [5 / 8, 3 / 8]) < 10.8  # 0.1%, 1 degree of freedom
-    else:
-        assert chi_square(counts[[0, 1, 3]], [0.2, 0.5, 0.3]) < 13.8
 
 
 def test_fixed_requests_give_their_rows(images):
-    requests = make_image_requests(7, [0] * 7, 3, 4, seed=0)
+    requests = make_image_requests([0] * 7, 3, 4, seed=0)
     rows = ImageEditRequests(images, requests=requests)
     assert len(rows) == 4 and len(list(rows)) == 4
     for index in range(4):
@@ -150,17 +125,9 @@ LOGITS = torch.zeros(4, 3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((4, [0] * 4, 3, 5, 0), "between 1 and 4 edit requests, one an image, but 5 are asked for"),
-        ((4, [0] * 4, 3, 0, 0), "but 0 are asked for"),
-        ((4, [0] * 3, 3, 2, 0), "one label for each of 4 images, but got 3"),
-        ((4, [0, 1, 2, 3], 3, 2, 0), "labels from 0 to 2, but got 3"),
-        ((4, [0] * 4, 3, 2, 0, None, LOGITS), "`ranks` and `logits` together"),
-        ((4, [0] * 4, 3, 2, 0, RankDistribution(torch.ones(3))), "logits missing"),
-        ((4, [0] * 4, 3, 2, 0, None, None, True), "exclude_correct=True"),
-        ((4, [0] * 4, 3, 2, 0, RankDistribution(torch.ones(4)), LOGITS), "ranks of 3 classes, but got 4"),
-        ((4, [0] * 4, 3, 2, 0, RankDistribution(torch.ones(3)), LOGITS[:2]), r"shape \(4, num_classes\).* \(2, 3\)"),
-        ((4, [0] * 4, 3, 2, 0, RankDistribution(torch.ones(3)), LOGITS[:, :2]), "logits of 3 classes, but got 2"),
-        ((4, [0] * 4, 3, 2, 0, RankDistribution(torch.ones(3)), LOGITS / 0), "some are not a number"),
+        (([0] * 4, 3, 5, 0), "between 1 and 4 edit requests, one an image, but 5 are asked for"),
+        (([0] * 4, 3, 0, 0), "but 0 are asked for"),
+        (([0, 1, 2, 3], 3, 2, 0), "labels from 0 to 2, but got 3"),
     ],
 )
 def test_requests_that_make_no_sense_are_errors(arguments, message):
@@ -173,8 +140,10 @@ def test_ranks_that_make_no_sense_are_errors():
         RankDistribution(torch.zeros(3))
     with pytest.raises(ValueError, match="targets from 0 to 2, but got 3"):
         RankDistribution.of(LOGITS, [0, 1, 2, 3])
-    with pytest.raises(ValueError, match="a rank above 0"):
-        RankDistribution(torch.tensor([4, 0])).without_correct()
+    with pytest.raises(ValueError, match=r"shape \(2, num_classes\), .* but got \(4, 3\)"):
+        RankDistribution.of(LOGITS, [0, 1])
+    with pytest.raises(ValueError, match="perhaps with NaN"):
+        RankDistribution.of(LOGITS / 0, [0, 1, 2, 2])
 
 
 def test_rows_that_make_no_sense_are_errors(images):
@@ -183,7 +152,7 @@ def test_rows_that_make_no_sense_are_errors(images):
     with pytest.raises(ValueError, match=r"but got \['num_classes', 'ranks'\]"):
         ImageEditRequests(images, num_classes=3, ranks=RankDistribution(torch.ones(3)))
     with pytest.raises(ValueError, match="`image_index` below 7, the number of images, but the largest is"):
-        ImageEditRequests(images, requests=make_image_requests(90, [0] * 90, 3, 90, 0))
+        ImageEditRequests(images, requests=make_image_requests([0] * 90, 3, 90, 0))
     with pytest.raises(ValueError, match="the dataset is empty"):
         ImageEditRequests(datasets.Dataset.from_dict({"image": []}), num_classes=3)
     with pytest.raises(ValueError, match=r"give `pixel_values`, but its rows have \['number'\]"):

@@ -49,7 +49,7 @@ def test_set():
 @pytest.fixture
 def requests(test_set):
     labels = [row["labels"] for row in test_set]
-    return make_image_requests(NUM_IMAGES, labels, NUM_CLASSES, 8, seed=2)
+    return make_image_requests(labels, NUM_CLASSES, 8, seed=2)
 
 
 def classify(model, rows):

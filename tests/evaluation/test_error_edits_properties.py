@@ -24,7 +24,7 @@ PARTS = ["stem", "chain1", "chain2", "chain3", "head", "extra", "layer2.0.bn1", 
 def test_no_edit_touches_statistics_or_other_layers(layers, editor, exponent, seed, training, together):
     model, rows = tiny_extra(seed % 7).train(training), image_rows(6, seed=seed)
     before, selected = snapshot(model), set(select_parameters(model, layers))
-    requests = make_image_requests(6, [row["labels"] for row in rows], NUM_CLASSES, 3, seed)
+    requests = make_image_requests([row["labels"] for row in rows], NUM_CLASSES, 3, seed)
     evaluator = ErrorDrawdownEvaluator(model, rows, layers=layers, edits_together=together, batch_size=4)
     for request in requests:
         constraint = ClassConstraint(evaluator.request_inputs(request), request["target"])

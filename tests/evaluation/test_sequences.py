@@ -27,7 +27,7 @@ def test_set():
 
 @pytest.fixture
 def requests(test_set):
-    return make_image_requests(NUM_IMAGES, [row["labels"] for row in test_set], NUM_CLASSES, 9, seed=2).to_list()
+    return make_image_requests([row["labels"] for row in test_set], NUM_CLASSES, 9, seed=2).to_list()
 
 
 def error_rate(model, rows):

@@ -40,7 +40,7 @@ def test_equals_a_loop_over_edits_and_images():
 def test_predictions_come_back_from_the_records():
     rows = image_rows(23, seed=1)
     evaluator = ErrorDrawdownEvaluator(tiny_resnet(), rows, layers="chain3")
-    requests = make_image_requests(23, [row["labels"] for row in rows], NUM_CLASSES, 5, seed=2)
+    requests = make_image_requests([row["labels"] for row in rows], NUM_CLASSES, 5, seed=2)
     records = evaluator.evaluate(requests, rmsprop(2e-2), max_steps=4, progress=None)
     predictions = predictions_of(records, evaluator.before)
     constraints = [ClassConstraint(evaluator.request_inputs(each), each["target"]) for each in requests]

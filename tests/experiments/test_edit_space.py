@@ -26,7 +26,7 @@ def evaluator(rows):
 
 @pytest.fixture
 def requests(rows):
-    return list(make_image_requests(NUM_IMAGES, [row["labels"] for row in rows], NUM_CLASSES, 12, seed=2))
+    return list(make_image_requests([row["labels"] for row in rows], NUM_CLASSES, 12, seed=2))
 
 
 def apply(evaluator, request):

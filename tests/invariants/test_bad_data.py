@@ -167,13 +167,13 @@ CASES = {
     ),
     "image requests: more than images": (
         nothing,
-        lambda folder: make_image_requests(3, [0, 1, 0], 2, 4, seed=0),
+        lambda folder: make_image_requests([0, 1, 0], 2, 4, seed=0),
         ValueError,
         "4",
     ),
     "image requests: a single class": (
         nothing,
-        lambda folder: make_image_requests(3, [0, 0, 0], 1, 1, seed=0),
+        lambda folder: make_image_requests([0, 0, 0], 1, 1, seed=0),
         ValueError,
         "class",
     ),
