@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -16,7 +16,6 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from PIL import Image
 
-from editable_hf.data.image_transforms import is_whole_image
 from editable_hf.seams.numpy_seam import array_pickle_names
 
 logger = logging.getLogger(__name__)
@@ -182,20 +181,6 @@ def class_names(class_ids: Mapping[str, int]) -> list[str]:
     """Class names in the order of their ids; ids without a name get one."""
     names = {index: name for name, index in class_ids.items()}
     return [names.get(index, f"class {index}") for index in range(max(names) + 1)]
-
-
-def check_whole_images(paths: Iterable[str]) -> None:
-    """Reads every file to its end.
-
-    Raises:
-        ValueError: If some are not whole images; names the first five.
-    """
-    broken = [path for path in paths if not is_whole_image(path)]
-    if broken:
-        raise ValueError(
-            f"Expected whole images, but {len(broken)} cannot be decoded: {', '.join(broken[:5])}"
-            f"{', ...' if len(broken) > 5 else ''}; fetch them again or remove them."
-        )
 
 
 def read_class_ids(path: Path) -> dict[str, int]:

@@ -49,17 +49,6 @@ def decode_image(image: Image.Image | Mapping[str, Any]) -> Image.Image:
         ) from error
 
 
-def is_whole_image(path: str) -> bool:
-    """Whether the file can be read to its end; the cheapest check that finds truncated JPEG files."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (1, 1))  # JPEG only: all data is read, but an eighth of the size decoded
-            image.load()
-    except _DECODING_ERRORS:
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class TrainTransform:
     """Random crops and horizontal flips (sections 4.1 and 4.3); draws from torch's global generator.

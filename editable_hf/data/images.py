@@ -14,7 +14,6 @@ from datasets import Dataset, DatasetDict
 
 from editable_hf.data.image_sources import (
     CIFAR10_CLASSES,
-    check_whole_images,
     images_of_arrays,
     images_of_paths,
     is_cifar10_folder,
@@ -38,8 +37,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # with the paper's only on this test set, so it is recognized by content and not by the name of a folder.
 _CIFAR10_TEST_SHA256 = "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6"
 
-# Reading a file to its end takes about a millisecond; larger folders are left to the first access.
-_MAX_VERIFIED = 10_000
 _DIGITS_TEST, _DIGITS_VALIDATION = 400, 200
 _IMAGENET_SIZE = 224
 
@@ -86,7 +83,6 @@ def load_image_data(
     image_column: str = "img",
     label_column: str = "label",
     class_ids: str | os.PathLike | Mapping[str, int] | None = None,
-    verify: bool | None = None,
     image_size: int | None = None,
     num_validation: int | None = None,
     validation_from: str = "train",
@@ -101,15 +97,14 @@ def load_image_data(
         source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); "cifar10", from the hub or from `path`;
             "folder", `path/train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, decoded at
             access; or a folder of either kind in place of `source` and `path`. Without `test`, as ImageNet has it,
-            `val` is the test set. What is no image by its ending is left out and counted.
+            `val` is the test set. What is no image by its ending is left out and counted. A broken file stops the run
+            with its name when it is read, if the transform is attached with [`with_pixels`].
         path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
         dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
         revision: Branch, tag or commit on the hub.
         image_column, label_column: Names of the hub dataset's images and labels.
         class_ids: For "folder": class ids by folder name, or a tab-separated file of them, where a model expects its
             own numbering. By default folders are numbered in sorted order (with all of ImageNet: its ids 0 to 999).
-        verify: For "folder": read every file before starting. `None`: up to 10,000 files. A broken file that is found
-            later stops the run with its name if the transform is attached with [`with_pixels`].
         image_size: Of the model's input, in pixels: by default 16, 32 and 224. The digits alone are stored at it.
         num_validation: Images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a twentieth,
             but at most 10,000. Not for a folder with validation images of its own.
@@ -134,13 +129,14 @@ def load_image_data(
     elif source == CIFAR10:
         data = _load_cifar10(path, dataset_id, revision, image_column, label_column, image_size=image_size or 32)
     else:
-        data = _load_folder(Path(path).expanduser().absolute(), class_ids, verify, image_size or _IMAGENET_SIZE)
+        data = _load_folder(Path(path).expanduser().absolute(), class_ids, image_size or _IMAGENET_SIZE)
     limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
     return _divide(data, _num_held_out(source, data, num_validation), validation_from, limits, seed)
 
 
 def load_natural_adversarial(
-    path: str | os.PathLike, class_ids: str | os.PathLike | Mapping[str, int], *, verify: bool | None = None
+    path: str | os.PathLike,
+    class_ids: str | os.PathLike | Mapping[str, int],
 ) -> Dataset:
     """Natural adversarial examples (section 4.3.1): 7,500 images of 200 of ImageNet's classes.
 
@@ -148,19 +144,17 @@ def load_natural_adversarial(
         path: Folder with a folder for each class, named by its WordNet id, e.g. `imagenet-a`.
         class_ids: The model's class ids by folder name, e.g. `class_ids` of the ImageNet data loaded from a folder,
             or a tab-separated file of them.
-        verify: As in [`load_image_data`].
 
     Returns:
         A dataset with columns `image` and `label`, the model's class id.
 
     Raises:
         FileNotFoundError: If the folder cannot be found or a class has no images.
-        ValueError: If a class has no id or a file is damaged.
+        ValueError: If a class has no id.
     """
     images = list_image_folder(Path(path).expanduser().absolute())
     ids = _class_ids(class_ids)
     _check_known(images, ids, path)
-    _verify(images, verify)
     return images_of_paths(images, ids)
 
 
@@ -223,7 +217,7 @@ def _load_cifar10(path: str | os.PathLike | None, *hub: str | None, image_size: 
     )
 
 
-def _load_folder(folder: Path, class_ids, verify: bool | None, image_size: int) -> ImageData:
+def _load_folder(folder: Path, class_ids, image_size: int) -> ImageData:
     places = _split_folders(folder)
     images = {part: list_image_folder(place) for part, place in places.items()}
     for part in images.keys() - {"train"}:
@@ -238,8 +232,6 @@ def _load_folder(folder: Path, class_ids, verify: bool | None, image_size: int) 
         logger.warning("%d classes of %s have no test images, e.g. %s.", len(missing), folder, missing[0])
     ids = {name: index for index, name in enumerate(images["train"])} if class_ids is None else _class_ids(class_ids)
     _check_known(images["train"], ids, folder / "train")
-    for part in images.values():
-        _verify(part, verify)
     splits = DatasetDict({part: images_of_paths(files, ids) for part, files in images.items()})
     origin = f"folder {folder.resolve().name}"
     test_name = f"{places['test'].name} of the {origin}"
@@ -271,12 +263,6 @@ def _check_known(classes: Mapping[str, Sequence[str]], class_ids: Mapping[str, i
             f"Expected a class id for every folder of {folder}, but {len(unknown)} of {len(classes)} have none, e.g. "
             f"{unknown[0]}; add it to `class_ids`, which has {len(class_ids)} names, or remove the folder."
         )
-
-
-def _verify(images: Mapping[str, Sequence[str]], verify: bool | None) -> None:
-    paths = [path for files in images.values() for path in files]
-    if verify or (verify is None and len(paths) <= _MAX_VERIFIED):
-        check_whole_images(paths)
 
 
 def _num_held_out(source: str, data: ImageData, asked: int | None) -> int:

@@ -208,18 +208,6 @@ def test_class_without_test_images_is_said(image_folder, caplog):
     assert "1 classes of" in caplog.text and "no test images, e.g. n02" in caplog.text
 
 
-def test_broken_images_are_named_unless_left_for_later(image_folder, monkeypatch):
-    broken = image_folder / "train" / "n02" / "n02_5.JPEG"
-    broken.write_bytes(broken.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"whole images, but 1 cannot be decoded: .*n02_5\.JPEG; fetch"):
-        load_image_data("folder", path=image_folder)
-    assert len(load_image_data("folder", path=image_folder, verify=False).splits["test"]) == 6
-    monkeypatch.setattr(images, "_MAX_VERIFIED", 10)
-    load_image_data("folder", path=image_folder)
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        load_image_data("folder", path=image_folder, verify=True)
-
-
 def test_natural_adversarial_examples_get_the_models_ids(image_folder, tmp_path):
     write_jpegs(tmp_path / "imagenet-a", {"n03": 2, "n01": 1})
     (tmp_path / "imagenet-a" / "README.txt").write_text("x")
