@@ -18,7 +18,7 @@ from editable_hf.core.editing import edited
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation import translator
 from editable_hf.evaluation.translator import Translator
-from editable_hf.experiments.timing import describe_machine, finish, format_seconds, ratio, time_interleaved
+from editable_hf.experiments.timing import finish, format_seconds, ratio, time_interleaved
 
 
 class Numbers:
@@ -88,7 +88,6 @@ def measure(size: str, device: torch.device, args: argparse.Namespace) -> dict[s
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
-    print(describe_machine(device))
     # The demo's size on the CPU beside it: there edits are decoded one after another, see `TOGETHER_DEVICES`.
     few = argparse.Namespace(**{**vars(args), "num_sentences": 32, "num_edits": 4, "num_alone": 2})
     measured = {
@@ -99,9 +98,7 @@ def main(args: argparse.Namespace) -> None:
         f"one_by_one/together, each edit, {name}": round(each["faster"]["median"], 3)
         for name, each in measured.items()
     }
-    finish(
-        {"machine": describe_machine(device), "config": vars(args), "seed": 0, "measured": measured}, ratios, args.json
-    )
+    finish({"config": vars(args), "seed": 0, "measured": measured}, ratios, args.json)
 
 
 def parse_args() -> argparse.Namespace:

@@ -26,7 +26,6 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.requests import request_constraint
 from editable_hf.experiments.timing import (
     count_kernels,
-    describe_machine,
     finish,
     format_seconds,
     ratio,
@@ -112,8 +111,6 @@ def kernels(model: MarianMTModel, request: dict) -> dict[str, int]:
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
-    machine = describe_machine(device)
-    print(machine)
     model = random_model(args.size, device).eval()
     shared, unshared = make_request(model, 32, LENGTH), make_request(model, 32, LENGTH, shared=False)
     checks = {"shared": check(model, shared), "unshared": check(model, unshared)}
@@ -137,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
     for name, value in ranges.items():
         print(f"{name:<36} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
-    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
+    results = {"config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
     finish({**results, "seconds": seconds, "ranges": ranges}, ratios, args.json)
 
 

@@ -21,7 +21,7 @@ from editable_hf.core.editing import edited
 from editable_hf.core.editors import Params
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.experiments.timing import describe_machine, finish, format_seconds, ratio, time_interleaved
+from editable_hf.experiments.timing import finish, format_seconds, ratio, time_interleaved
 from editable_hf.models import ExtraBlockForImageClassification, StemResNetConfig, StemResNetForImageClassification
 
 
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     chain, chain_ratio = measure(model, "chain3", args, args.num_edits)
     wrapped = ExtraBlockForImageClassification.from_backbone(model, 64 if args.size == "tiny" else 4096).to(device)
     extra, extra_ratio = measure(wrapped, "extra", args, 100)
-    results = {"machine": describe_machine(device), "config": vars(args), "seed": 0, "chain3": chain, "extra": extra}
+    results = {"config": vars(args), "seed": 0, "chain3": chain, "extra": extra}
     finish(results, {"drawdown_speedup_chain3": chain_ratio, "drawdown_speedup_extra": extra_ratio}, args.json)
 
 

@@ -44,7 +44,6 @@ from editable_hf.core.losses import edit_loss, locality_loss, objective
 from editable_hf.core.selection import select_parameters
 from editable_hf.experiments.timing import (
     count_kernels,
-    describe_machine,
     finish,
     format_seconds,
     ratio,
@@ -279,8 +278,6 @@ def main(args: argparse.Namespace) -> None:
     if args.peak:
         print(peak_memory(args.size, *args.peak, device))
         return
-    machine = describe_machine(device)
-    print(machine)
     checks = {"translation": check_translation(args.size, device), "resnet": check_vision(device)}
     print(f"relative differences to the whole-model step: {checks}")
     counts = kernels(args.size, device)
@@ -294,7 +291,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"peak memory at 4,000 tokens, MiB: {memory}")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
     ratios["peak_memory_ratio"] = round(memory["k10"] / memory["k0"], 3)
-    results = {"machine": machine, "config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
+    results = {"config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
     finish({**results, "seconds": seconds, "ranges": ranges, "memory_mib": memory}, ratios, args.json)
 
 

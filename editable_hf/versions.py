@@ -76,7 +76,7 @@ def describe_environment() -> dict[str, Any]:
         "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
@@ -120,8 +120,8 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    """Its name as the system has it; the architecture where it has none."""
+def processor_name() -> str:
+    """As the system has it; the architecture where it has none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

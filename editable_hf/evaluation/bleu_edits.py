@@ -18,7 +18,7 @@ from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu, bleu_of_sums
 from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.translator import Translator, edits_together
-from editable_hf.evaluation.two_way import interval_of, resampled_means
+from editable_hf.evaluation.two_way import resampled_means
 
 
 class BleuDrawdownEvaluator(EditEvaluator):
@@ -152,12 +152,9 @@ class BleuDrawdownEvaluator(EditEvaluator):
             `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_sentences`, `outputs_changed`
             (mean fraction of test sentences), `edit_seconds`; intervals under `intervals`.
         """
-        row = self._summary(name, records, num_sentences=self.num_sentences, **extra)
-        drawdowns = [abs(self.bleu - record["bleu"]) for record in records]
-        moved = mean_of_moved(drawdowns, records)
-        intervals = {key: interval_of(row[key], samples) for key, samples in self.resampled(records).items()}
-        row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
-        return {**row, "bleu": self.bleu, "bleu_detok": self.bleu_detok, "bleu_drawdown_moved": moved}
+        scores = {"bleu": self.bleu, "bleu_detok": self.bleu_detok, "num_sentences": self.num_sentences}
+        moved = mean_of_moved(self._columns(records)["bleu_drawdown"], records)
+        return self._summary(name, records, **scores, bleu_drawdown_moved=moved, **extra)
 
     def resampled(self, records: Sequence[EditRecord]) -> dict[str, np.ndarray]:
         """Mean drawdowns for resampled edits and test sentences, see [`resampled_means`], by key of the row."""

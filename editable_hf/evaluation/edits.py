@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from editable_hf.core.editing import AnyEditor, EditResult
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.sharding import in_groups
+from editable_hf.evaluation.two_way import interval_of
 from editable_hf.launch import launched_processes
 
 Request = Mapping[str, Any]
@@ -44,6 +46,10 @@ class EditEvaluator(ABC):
     @abstractmethod
     def _columns(self, records: Sequence[EditRecord]) -> dict[str, list[float]]:
         """The values of each column of the table, one for each edit."""
+
+    def resampled(self, records: Sequence[EditRecord]) -> dict[str, np.ndarray]:
+        """Means for resampled edits and test examples, see [`resampled_means`], by key of the row; none by default."""
+        return {}
 
     def evaluate(
         self,
@@ -107,7 +113,8 @@ class EditEvaluator(ABC):
         return records
 
     def _summary(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
-        """A row with the mean and the 95% bootstrap interval over the edits of each column."""
+        """A row with the mean and the 95% bootstrap interval of each column, over the edits; of those `resampled`, over
+        the test examples, too."""
         columns = self._columns(records)
         columns |= {
             "success_rate": [record["success"] for record in records],
@@ -116,6 +123,8 @@ class EditEvaluator(ABC):
             "edit_seconds": [record["edit_seconds"] for record in records],
         }
         intervals = {key: bootstrap_mean(column) for key, column in columns.items()}
+        samples = self.resampled(records)
+        intervals |= {key: interval_of(intervals[key].mean, values) for key, values in samples.items()}
         return {
             "name": name,
             **{key: interval.mean for key, interval in intervals.items()},

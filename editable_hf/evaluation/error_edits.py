@@ -21,7 +21,7 @@ from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
 from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
-from editable_hf.evaluation.two_way import Changes, interval_of, resampled_means
+from editable_hf.evaluation.two_way import Changes, resampled_means
 
 # What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.
 _LARGEST_GROUP = 100
@@ -75,18 +75,14 @@ class ErrorDrawdownEvaluator(EditEvaluator):
         self.group_size = max(1, min(_LARGEST_GROUP, int(1e9 * gigabytes / num_bytes)))
         # A generator of its own: the workers' seed would be drawn from the global one.
         self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, generator=torch.Generator())
-        self.before = self.predict([], progress="unedited model")[0]
+        batches = [(logits[0].argmax(-1).cpu(), labels) for logits, labels in self.logits([], "unedited model")]
+        self.before, self.labels = (torch.cat(column) for column in zip(*batches, strict=True))
         self.error_rate = self.error_rate_of(self.before)
         self.num_images = len(self.labels)
 
     def predict(self, edits: Sequence[Params], progress: str | None = None) -> Tensor:
         """Predicted classes of the unedited model and after each edit, `(1 + num_edits, num_images)`."""
-        batches, labels = [], []
-        for logits, batch_labels in self.logits(edits, progress):
-            batches.append(logits.argmax(-1).cpu())
-            labels.append(batch_labels)
-        self.labels = torch.cat(labels)
-        return torch.cat(batches, dim=1)
+        return torch.cat([logits.argmax(-1).cpu() for logits, _ in self.logits(edits, progress)], dim=1)
 
     def logits(self, edits: Sequence[Params], progress: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch of the test set the logits of the unedited model and after each edit, on the model's device,
@@ -166,11 +162,9 @@ class ErrorDrawdownEvaluator(EditEvaluator):
             `num_steps`, `already_satisfied` (fraction with 0 steps), `num_edits`, `num_images`, `outputs_changed`
             (mean fraction of test images), `edit_seconds`; intervals under `intervals`.
         """
-        row = self._summary(name, records, num_images=self.num_images, **extra)
-        drawdowns = [abs(record["error_rate"] - self.error_rate) for record in records]
-        intervals = {key: interval_of(row[key], samples) for key, samples in self.resampled(records).items()}
-        row["intervals"] |= {key: [interval.low, interval.high] for key, interval in intervals.items()}
-        return {**row, "error_rate": self.error_rate, "drawdown_moved": mean_of_moved(drawdowns, records)}
+        scores = {"error_rate": self.error_rate, "num_images": self.num_images}
+        moved = mean_of_moved(self._columns(records)["drawdown"], records)
+        return self._summary(name, records, **scores, drawdown_moved=moved, **extra)
 
     def resampled(self, records: Sequence[EditRecord]) -> dict[str, np.ndarray]:
         """Mean drawdowns for resampled edits and test images, see [`resampled_means`], by key of the row."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,20 +30,6 @@ def drawdown_by_class(
     drawdowns = (error_rates - (before != labels).double() @ of_class / sizes).abs()  # (num_edits, num_classes)
     edits = F.one_hot(edited_classes, num_classes).double()  # (num_edits, num_classes)
     return edits.T @ drawdowns / edits.sum(0).unsqueeze(1)
-
-
-def predictions_of(records: Sequence[Mapping[str, Any]], before: Tensor) -> Tensor:
-    """Classes predicted for the test set after each edit, `(num_edits, num_images)`.
-
-    Args:
-        records: Of `ErrorDrawdownEvaluator.evaluate`, or the lines of its `edits.jsonl`.
-        before: The unedited model's predictions, `(num_images,)`: the `before` of that evaluator.
-    """
-    predictions = before.repeat(len(records), 1)
-    for row, record in zip(predictions, records, strict=True):
-        for index, predicted in record["changed"]:
-            row[index] = predicted
-    return predictions
 
 
 def own_class_ratio(drawdowns: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from editable_hf.data.atomic import write_atomically
-from editable_hf.versions import library_versions
+from editable_hf.versions import library_versions, processor_name
 
 # Columns of a table: title and format by key of a row. `KEY_interval` is the row's bootstrap interval of KEY.
 BLEU_COLUMNS = {
@@ -134,12 +134,10 @@ def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, git commit when loaded, machine and threads."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "versions": library_versions(),
-        "commit": COMMIT,
-        "machine": {"device": device, "threads": torch.get_num_threads()},
-    }
+    processor = processor_name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    machine = {"device": device, "processor": processor, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    return {"versions": library_versions(), "commit": COMMIT, "machine": machine}
 
 
 def _git_commit() -> str | None:

@@ -33,7 +33,7 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.edits import EditEvaluator
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.experiments.timing import describe_machine, finish
+from editable_hf.experiments.timing import finish
 from editable_hf.models import CifarResNetConfig, CifarResNetForImageClassification, iwslt_transformer_config
 from editable_hf.patches import Patch, apply_patches, revert_patches
 
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
     for key, row in rows.items():
         verdict = "ok" if row["ratio"] <= BARS[key] else f"above {BARS[key]:.2f}"
         print(f"{key:<16} {row['first']:14.6g} -> {row['last']:14.6g}   ratio {row['ratio']:.4f}  {verdict}")
-    results = {"machine": describe_machine(torch.device("cpu")), "config": vars(args), "seed": 0, "rows": rows}
+    results = {"config": vars(args), "seed": 0, "rows": rows}
     finish({**results, "unchanged": unchanged}, {key: row["ratio"] for key, row in rows.items()}, args.json)
     return 0 if unchanged and all(row["ratio"] <= BARS[key] for key, row in rows.items()) else 1
 
