@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from editable_hf.core.functional import eval_mode
 from editable_hf.data.translation import load_translation_data
+from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.edits import read_records
-from editable_hf.experiments.plots import plot_changed_by_distance, plots_available
+from editable_hf.experiments.plots import COLORS, import_pyplot, plots_available, save_figure
 from editable_hf.experiments.report import format_table, write_results
-from editable_hf.experiments.sentence_distance import changed_by_distance, changes_of, embed_sources
 
 COLUMNS = {
     "name": ("", "{}"),
@@ -34,6 +39,112 @@ COLUMNS = {
     "interval": ("95% interval", "{0[0]:.2%}-{0[1]:.2%}"),
     "num_edits": ("edits", "{}"),
 }
+
+
+def embed_sources(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    batch_size: int = 64,
+    progress: str | None = "sources",
+) -> Tensor:
+    """What the model's encoder makes of each sentence: mean of its last hidden states, of length 1.
+
+    Args:
+        model: An encoder-decoder model; edits of its decoder leave these vectors as they are.
+        tokenizer: Its tokenizer.
+        sources: Sentences in the form that the model takes.
+        batch_size: Sentences that are encoded together.
+        progress: Title of the progress bar, none if `None`.
+
+    Returns:
+        `(num_sentences, hidden)`, float32, on the CPU.
+    """
+    encoder, vectors = model.get_encoder(), []
+    for start in tqdm(range(0, len(sources), batch_size), desc=progress, disable=progress is None, unit="batch"):
+        batch = list(sources[start : start + batch_size])
+        inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+        with eval_mode(model), torch.no_grad():
+            states = encoder(**inputs.to(model.device)).last_hidden_state.float()  # (batch, length, hidden)
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        vectors.append(F.normalize((states * mask).sum(1), dim=1).cpu())
+    return torch.cat(vectors)
+
+
+def changed_by_distance(similarities: Tensor, changed: Tensor, num_bins: int = 10) -> list[dict[str, Any]]:
+    """How many translations edits change, from the sentences nearest to the edited one to the farthest.
+
+    Args:
+        similarities: Of each edited sentence to each test sentence, `(num_edits, num_sentences)`. NaN leaves a
+            sentence out (the edited one itself).
+        changed: Whether the edit changed the sentence's translation, same shape.
+        num_bins: Parts of equal size that the test sentences are divided into, for each edit anew.
+
+    Returns:
+        For each part, nearest first: `nearest`, the share of sentences that are as near or nearer; `similarity`, the
+        mean; `changed`, the mean share of changed translations, with its 95% bootstrap `interval` over the edits.
+
+    Raises:
+        ValueError: For fewer sentences than parts.
+    """
+    fewest = int((~similarities.isnan()).sum(1).min())
+    if fewest < num_bins:
+        raise ValueError(f"{fewest} sentences cannot be divided into {num_bins} parts; ask for fewer.")
+    shares: list[list[float]] = [[] for _ in range(num_bins)]
+    means: list[list[float]] = [[] for _ in range(num_bins)]
+    for row, touched in zip(similarities, changed.double(), strict=True):
+        others = (~row.isnan()).nonzero().squeeze(1)
+        order = others[row[others].argsort(descending=True, stable=True)]
+        for number, part in enumerate(order.tensor_split(num_bins)):
+            shares[number].append(touched[part].mean().item())
+            means[number].append(row[part].double().mean().item())
+    rows = []
+    for number, (share, mean) in enumerate(zip(shares, means, strict=True), start=1):
+        interval = bootstrap_mean(share)
+        rows.append(
+            {
+                "nearest": number / num_bins,
+                "similarity": sum(mean) / len(mean),
+                "changed": interval.mean,
+                "interval": [interval.low, interval.high],
+            }
+        )
+    return rows
+
+
+def changes_of(records: Sequence[Mapping[str, Any]], num_sentences: int) -> Tensor:
+    """Whether each edit changed each translation, `(num_edits, num_sentences)`, from the records of an evaluator."""
+    changed = torch.zeros(len(records), num_sentences, dtype=torch.bool)
+    for row, record in zip(changed, records, strict=True):
+        row[[each["index"] for each in record["changed"]]] = True
+    return changed
+
+
+def plot_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Draws the share of translations that edits change by distance to the edited sentence, one line a model.
+
+    Args:
+        curves: Rows of `changed_by_distance` by name of the model.
+        path: PNG file to write.
+        title: Title of the picture.
+
+    Raises:
+        ImportError: Without matplotlib, naming the extra.
+    """
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for number, (name, rows) in enumerate(curves.items()):
+        color, line = COLORS[number % len(COLORS)], ("-", "--", ":")[number % 3]
+        places = [100 * row["nearest"] for row in rows]
+        axes.plot(places, [100 * row["changed"] for row in rows], color=color, linestyle=line, marker="o", label=name)
+        low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.set(xlabel="test sentences, nearest to the edited one to farthest (%)", ylabel="translations changed (%)")
+    axes.set_title(title)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    save_figure(figure, axes, path)
 
 
 def measure(run: Path, num_bins: int) -> list[dict[str, Any]]:
@@ -72,7 +183,7 @@ def main(args: argparse.Namespace) -> None:
     Dataset.from_list(rows).to_parquet(folder / "distance.parquet")
     write_results(folder / "distance.json", rows, vars(args), seed=0)  # of the bootstrap
     if plots_available():
-        plot_changed_by_distance(curves, folder / "distance.png", "What edits touch, by distance")
+        plot_curves(curves, folder / "distance.png", "What edits touch, by distance")
     print(f"\n{format_table(rows, COLUMNS)}\n\nResults: {folder}/distance.json, distance.parquet, distance.png")
 
 

@@ -113,8 +113,8 @@ class EditEvaluator(ABC):
         return records
 
     def _summary(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
-        """A row with the mean and the 95% bootstrap interval of each column, over the edits; of those `resampled`, over
-        the test examples, too."""
+        """A row with the mean and the 95% bootstrap interval of each column: over the edits, and for those that are
+        `resampled` over the test examples, too."""
         columns = self._columns(records)
         columns |= {
             "success_rate": [record["success"] for record in records],

@@ -71,32 +71,6 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
     save_figure(figure, axes, path)
 
 
-def plot_changed_by_distance(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
-    """Draws the share of translations that edits change by distance to the edited sentence, one line a model.
-
-    Args:
-        curves: Rows of `changed_by_distance` by name of the model.
-        path: PNG file to write.
-        title: Title of the picture.
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
-    """
-    pyplot = import_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for number, (name, rows) in enumerate(curves.items()):
-        color, line = COLORS[number % len(COLORS)], ("-", "--", ":")[number % 3]
-        places = [100 * row["nearest"] for row in rows]
-        axes.plot(places, [100 * row["changed"] for row in rows], color=color, linestyle=line, marker="o", label=name)
-        low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
-        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel="test sentences, nearest to the edited one to farthest (%)", ylabel="translations changed (%)")
-    axes.set_title(title)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    save_figure(figure, axes, path)
-
-
 def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, label: str, scale: float = 1) -> None:
     """Draws one number of each row with its interval, and the paper's number for the row where it has one.
 
