@@ -12,8 +12,10 @@ BLEU drawdown on test sentences; the seconds. Learning rates are chosen on other
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,29 +23,97 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedModel
 
 from editable_hf import EditorConfig, edited, make_edit_requests
+from editable_hf.baselines import fine_tune
+from editable_hf.core.editors import Params
 from editable_hf.data.atomic import write_atomically
 from editable_hf.data.embedded import embedded_requests
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
-from editable_hf.evaluation.correction_reach import correction_reach, related_sentences, summarize_reach
+from editable_hf.evaluation.bootstrap import mean_row
 from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.translator import Translator
-from editable_hf.experiments.fix_methods import (
-    SENTENCE_COLUMNS,
-    Method,
-    Request,
-    best_rate,
-    by_editing,
-    by_fine_tuning,
-    by_retraining,
-    compare,
-)
+from editable_hf.evaluation.verified_edit import decode, verified_edit
+from editable_hf.experiments.fix_methods import SENTENCE_COLUMNS, Method, Request, best_rate, compare
 
 EDIT_RATES, TUNE_RATES, RETRAIN_RATES = (1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
+
+
+# Lists of a request's related sentences: the first two are to follow the correction, the last is to stay.
+_FOLLOW, _STAY = ("paraphrases", "neighbors"), "unrelated"
+
+
+def related_sentences(request: Request) -> list[str]:
+    """The source of a request of [`embedded_requests`] and those of all its related sentences, without repetitions."""
+    related = [pair["source"] for name in (*_FOLLOW, _STAY) for pair in request[name]]
+    return list(dict.fromkeys([request["source"], *related]))
+
+
+def correction_reach(request: Request, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
+    """What a correction did to the sentences of its request.
+
+    Args:
+        request: A row of [`embedded_requests`], or one of the same form.
+        before: Translations of its [`related_sentences`] by the uncorrected model.
+        after: The same by the corrected one.
+
+    Returns:
+        `holds` (the source is translated as wanted); for `paraphrases` and `neighbors` the fraction that is
+        translated as wanted, with `_before` for the uncorrected model; `unrelated`, the fraction that stayed the same.
+    """
+    record: dict[str, Any] = {"source": request["source"], "holds": after[request["source"]] == request["target"]}
+    for name in _FOLLOW:
+        for suffix, outputs in (("", after), ("_before", before)):
+            record[name + suffix] = _share(outputs[pair["source"]] == pair["target"] for pair in request[name])
+    stayed = (after[pair["source"]] == before[pair["source"]] for pair in request[_STAY])
+    return {**record, "unrelated": _share(stayed)}
+
+
+def _share(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def by_editing(
+    model, tokenizer, config: EditorConfig, max_steps: int, request: Request, learning_rate: float
+) -> Params:
+    editor = config.build_editor(learning_rate=learning_rate)
+    how = {"max_steps": max_steps, "max_rounds": 10}
+    return verified_edit(model, tokenizer, [request], editor, config.layers, **how).result.params
+
+
+def by_fine_tuning(model, tokenizer, layers: str, max_steps: int, request: Request, learning_rate: float) -> Params:
+    rows = {"input_ids": request["input_ids"], "labels": request["labels"]}
+    inputs = {key: torch.tensor([ids], device=model.device) for key, ids in rows.items()}
+
+    def holds(tuned: PreTrainedModel) -> bool:
+        return decode(tuned, tokenizer, request) == list(request["labels"])
+
+    how = {"learning_rate": learning_rate, "max_steps": max_steps}
+    return fine_tune(model, inputs, holds, layers=layers, **how).params
+
+
+def by_retraining(
+    model, tokenizer, train: Dataset, num_updates: int, batch_size: int, request: Request, learning_rate: float
+) -> Params:
+    """Further updates with dropout, each on random training sentences and the corrected one."""
+    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    corrected = {"input_ids": request["input_ids"], "labels": request["labels"]}
+    corrected["attention_mask"] = [1] * len(request["input_ids"])
+    trained = copy.deepcopy(model).train()
+    own = {name: param for name, param in trained.named_parameters() if param.requires_grad}
+    optimizer = torch.optim.AdamW(own.values(), learning_rate, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_updates):
+        drawn = torch.randint(len(train), (batch_size - 1,), generator=generator).tolist()
+        batch = collate([*(train[index] for index in drawn), corrected]).to(model.device)
+        optimizer.zero_grad()
+        trained(**batch).loss.backward()
+        optimizer.step()
+    return {name: param.detach() for name, param in own.items()}
 
 
 class Sentences:
@@ -132,7 +202,7 @@ class Comparison:
 
 
 def summarize(method: Method, records: list[Request]) -> dict[str, Any]:
-    return summarize_reach(method.name, records, ("bleu_drawdown", "fix_seconds"))
+    return mean_row(method.name, {key: [record[key] for record in records] for key in records[0] if key != "source"})
 
 
 def methods_of(args: argparse.Namespace, tokenizer, train: Dataset) -> list[Method]:

@@ -39,7 +39,7 @@ from editable_hf.core.functional import eval_mode
 from editable_hf.data.atomic import write_atomically
 from editable_hf.data.image_transforms import EvalTransform, TrainTransform, with_pixels
 from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_image_data
-from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.bootstrap import mean_row
 from editable_hf.evaluation.edits import EditRecord, read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, Method, Request, best_rate, compare
@@ -193,9 +193,7 @@ def share(flags: Tensor) -> float:
 def summarize(name: str, records: Sequence[EditRecord]) -> dict[str, Any]:
     """Means over the corrections, with 95% bootstrap intervals."""
     keys = [key for key in records[0] if key not in ("image_index", "target")]
-    found = {key: bootstrap_mean([record[key] for record in records]) for key in keys}
-    means, ends = ({key: pick(value) for key, value in found.items()} for pick in (lambda v: v[0], lambda v: v[1:]))
-    return {"name": name, **means, "num_edits": len(records), "intervals": ends}
+    return mean_row(name, {key: [record[key] for record in records] for key in keys})
 
 
 def load_network(path: str) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from editable_hf.core.editing import AnyEditor, EditResult
-from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.bootstrap import mean_row
 from editable_hf.evaluation.sharding import in_groups
 from editable_hf.evaluation.two_way import interval_of
 from editable_hf.launch import launched_processes
@@ -122,17 +122,10 @@ class EditEvaluator(ABC):
             "already_satisfied": [record["num_steps"] == 0 and record["success"] for record in records],
             "edit_seconds": [record["edit_seconds"] for record in records],
         }
-        intervals = {key: bootstrap_mean(column) for key, column in columns.items()}
-        samples = self.resampled(records)
-        intervals |= {key: interval_of(intervals[key].mean, values) for key, values in samples.items()}
-        return {
-            "name": name,
-            **{key: interval.mean for key, interval in intervals.items()},
-            "num_edits": len(records),
-            "num_failures": sum("failure" in record for record in records),
-            "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
-            **extra,
-        }
+        row = mean_row(name, columns)
+        for key, samples in self.resampled(records).items():
+            _, *row["intervals"][key] = interval_of(row[key], samples)
+        return {**row, "num_failures": sum("failure" in record for record in records), **extra}
 
 
 def edit_record(request: Request, keys: Sequence[str], result: EditResult, seconds: float) -> EditRecord:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
-from editable_hf.evaluation.bootstrap import bootstrap_mean
+from editable_hf.evaluation.bootstrap import mean_row
 from editable_hf.evaluation.edits import EditRecord, Request, edit_record
 from editable_hf.evaluation.sharding import in_groups
 from editable_hf.launch import launched_processes
@@ -59,7 +59,6 @@ def nearest_images(
     embed: Embedding,
     *,
     batch_size: int = 250,
-    exclude_same_index: bool = False,
     progress: str | None = "embedding",
 ) -> Tensor:
     """The most similar candidate of each query: the one with the largest cosine between their embeddings.
@@ -69,7 +68,6 @@ def nearest_images(
         candidates: Rows with `pixel_values`.
         embed: From images `(batch, channels, height, width)` to `(batch, dim)`; InceptionV3 in the paper.
         batch_size: Images that are embedded together.
-        exclude_same_index: No query is its own neighbor; for queries and candidates that are the same dataset.
         progress: Title of the progress bar, none if `None`.
 
     Returns:
@@ -82,15 +80,7 @@ def nearest_images(
         return torch.cat([F.normalize(embed(batch["pixel_values"]).float(), dim=1).cpu() for batch in bar])
 
     of_candidates = directions(candidates)
-    of_queries = of_candidates if queries is candidates else directions(queries)
-    nearest = []
-    for start in range(0, len(of_queries), batch_size):
-        cosines = of_queries[start : start + batch_size] @ of_candidates.T
-        if exclude_same_index:
-            rows = torch.arange(len(cosines))
-            cosines[rows, start + rows] = -torch.inf
-        nearest.append(cosines.argmax(1))
-    return torch.cat(nearest)
+    return torch.cat([(part @ of_candidates.T).argmax(1) for part in directions(queries).split(batch_size)])
 
 
 def evaluate_generalization(
@@ -167,13 +157,7 @@ def _measure(
 def summarize_generalization(name: str, records: Sequence[EditRecord]) -> dict[str, Any]:
     """Means over the edits of [`evaluate_generalization`], with 95% bootstrap intervals."""
     keys = ("success", "num_steps", "before", "after", "edit_seconds")
-    intervals = {key: bootstrap_mean([record[key] for record in records]) for key in keys}
-    return {
-        "name": name,
-        **{key: interval.mean for key, interval in intervals.items()},
-        "num_edits": len(records),
-        "intervals": {key: [interval.low, interval.high] for key, interval in intervals.items()},
-    }
+    return mean_row(name, {key: [record[key] for record in records] for key in keys})
 
 
 def _augmentations(dataset: Dataset, index: int, count: int, model: PreTrainedModel) -> Tensor:

@@ -1,21 +1,15 @@
-"""What compare_fixes.py and compare_image_fixes.py share, and the ways to correct a translation."""
+"""What compare_fixes.py and compare_image_fixes.py share, the rule for learning rates and the table."""
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+from transformers import PreTrainedModel
 
-from editable_hf import EditorConfig
-from editable_hf.baselines import fine_tune
 from editable_hf.core.editors import Params
-from editable_hf.evaluation.verified_edit import decode, verified_edit
 from editable_hf.experiments.report import BLEU_COLUMNS, ERROR_COLUMNS, format_table, write_results
 from editable_hf.experiments.stages import Stages
 
@@ -86,42 +80,3 @@ def compare(
         rows.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
         write_results(stages.output_dir / "results.json", rows, settings, settings["seed"], **extra)
     print(f"\n{format_table(rows, columns)}\n\nResults: {output_dir}/results.json")
-
-
-def by_editing(
-    model, tokenizer, config: EditorConfig, max_steps: int, request: Request, learning_rate: float
-) -> Params:
-    editor = config.build_editor(learning_rate=learning_rate)
-    how = {"max_steps": max_steps, "max_rounds": 10}
-    return verified_edit(model, tokenizer, [request], editor, config.layers, **how).result.params
-
-
-def by_fine_tuning(model, tokenizer, layers: str, max_steps: int, request: Request, learning_rate: float) -> Params:
-    rows = {"input_ids": request["input_ids"], "labels": request["labels"]}
-    inputs = {key: torch.tensor([ids], device=model.device) for key, ids in rows.items()}
-
-    def holds(tuned: PreTrainedModel) -> bool:
-        return decode(tuned, tokenizer, request) == list(request["labels"])
-
-    how = {"learning_rate": learning_rate, "max_steps": max_steps}
-    return fine_tune(model, inputs, holds, layers=layers, **how).params
-
-
-def by_retraining(
-    model, tokenizer, train: Dataset, num_updates: int, batch_size: int, request: Request, learning_rate: float
-) -> Params:
-    """Further updates with dropout, each on random training sentences and the corrected one."""
-    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
-    corrected = {"input_ids": request["input_ids"], "labels": request["labels"]}
-    corrected["attention_mask"] = [1] * len(request["input_ids"])
-    trained = copy.deepcopy(model).train()
-    own = {name: param for name, param in trained.named_parameters() if param.requires_grad}
-    optimizer = torch.optim.AdamW(own.values(), learning_rate, weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(num_updates):
-        drawn = torch.randint(len(train), (batch_size - 1,), generator=generator).tolist()
-        batch = collate([*(train[index] for index in drawn), corrected]).to(model.device)
-        optimizer.zero_grad()
-        trained(**batch).loss.backward()
-        optimizer.step()
-    return {name: param.detach() for name, param in own.items()}

@@ -37,7 +37,7 @@ def projection(images):
     return images.flatten(1).double() @ weights * torch.logspace(0, 3, 7).double()
 
 
-def nearest_by_hand(queries, candidates, skip_own=False):
+def nearest_by_hand(queries, candidates):
     rows = [projection(torch.stack([row["pixel_values"] for row in rows])).numpy() for rows in (queries, candidates)]
     nearest = []
     for index, query in enumerate(rows[0]):
@@ -57,24 +57,6 @@ def test_nearest_images(batch_size):
     expected = nearest_by_hand(queries, candidates)
     assert nearest.dtype == torch.int64 and nearest.tolist() == expected
     assert len(set(expected)) > 3
-
-
-@pytest.mark.parametrize("batch_size", [3, 100])
-def test_no_image_is_its_own_neighbor(batch_size):
-    rows = image_rows(10, noise=3.0)
-    options = {"batch_size": batch_size, "progress": None}
-    assert nearest_images(rows, rows, projection, **options).tolist() == list(range(10))
-    nearest = nearest_images(rows, rows, projection, exclude_same_index=True, **options).tolist()
-    assert nearest == nearest_by_hand(rows, rows, skip_own=True)
-    # The same images again as another dataset.
-    again = nearest_images(rows, list(rows), projection, exclude_same_index=True, **options).tolist()
-    assert again == nearest
-
-
-def test_one_dataset_is_embedded_once():
-    rows, calls = image_rows(6), []
-    nearest_images(rows, rows, lambda images: calls.append(len(images)) or projection(images), progress=None)
-    assert calls == [6]
 
 
 def test_length_of_an_embedding_does_not_count():

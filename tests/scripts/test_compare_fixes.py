@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from compare_fixes import correction_reach, related_sentences
 from transformers import MarianMTModel
 
+from editable_hf.data.embedded import embedded_requests
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
 from editable_hf.models import iwslt_transformer_config
@@ -51,3 +53,36 @@ def test_all_methods_on_the_same_corrections(run_script, model_folder, tmp_path)
         assert rows[name]["learning_rate"] in [row["learning_rate"] for row in tried] or name == "lookup table"
         assert all((folder / f"validation-alpha{row['learning_rate']:g}.jsonl").exists() for row in tried)
     assert all(asked == sources["lookup table"][: len(asked)] for asked in sources.values())
+
+
+def pairs(*names):
+    return [{"source": name, "target": name.upper()} for name in names]
+
+
+@pytest.fixture
+def request_row():
+    related = {"paraphrases": pairs("b"), "neighbors": pairs("c", "d", "e", "f"), "unrelated": pairs("x", "y")}
+    return {"source": "a", "target": "A", **related}
+
+
+def test_shares_are_counted(request_row):
+    before = dict.fromkeys("abdefx", "old") | {"c": "C", "y": "Y"}
+    after = {"a": "A", "b": "B", "c": "C", "d": "D", "e": "E", "f": "old", "x": "old", "y": "changed"}
+    assert correction_reach(request_row, before, after) == {
+        "source": "a",
+        "holds": True,
+        "paraphrases": 1.0,
+        "paraphrases_before": 0.0,
+        "neighbors": 0.75,
+        "neighbors_before": 0.25,
+        "unrelated": 0.5,  # stays as it was, right or wrong
+    }
+    nothing = correction_reach(request_row, before, before)
+    assert not nothing["holds"] and nothing["unrelated"] == 1 and nothing["neighbors"] == 0.25
+
+
+def test_sentences_of_an_embedded_request():
+    request = embedded_requests(3)[2]
+    found = related_sentences(request)
+    assert found[0] == request["source"] and len(found) == len(set(found))
+    assert len(found) == 1 + sum(len(request[name]) for name in ("paraphrases", "neighbors", "unrelated"))
