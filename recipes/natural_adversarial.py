@@ -25,11 +25,10 @@ from editable_hf.experiments.adversarial_stages import (
     prepare_examples,
 )
 from editable_hf.experiments.image_parts import ImageSets, load_images
-from editable_hf.experiments.image_plots import plot_sequences
 from editable_hf.experiments.image_recipe import ImageRecipeConfig, parse_args
 from editable_hf.experiments.image_stages import Rows, print_table, random_training_requests, starting_network
 from editable_hf.experiments.paper_tables import GENERALIZATION
-from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.plots import plot_sequences, plots_available
 from editable_hf.experiments.report import GENERALIZATION_COLUMNS, SEQUENCE_COLUMNS, format_table, write_results
 from editable_hf.experiments.stages import Stages
 

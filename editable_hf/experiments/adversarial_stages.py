@@ -31,10 +31,9 @@ from editable_hf.evaluation.generalization import (
 from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
 from editable_hf.experiments.image_measure import EditSets, chosen_editor, load_network
 from editable_hf.experiments.image_parts import ImageSets
-from editable_hf.experiments.image_plots import plot_ranks
 from editable_hf.experiments.image_recipe import ADVERSARIAL, RANKS, ImageRecipeConfig
 from editable_hf.experiments.image_stages import Rows, TrainingRequests
-from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.plots import plot_ranks, plots_available
 from editable_hf.experiments.recipe_config import folder_name
 from editable_hf.experiments.row_methods import Row
 from editable_hf.experiments.stages import Stage, Stages

@@ -21,9 +21,8 @@ from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.two_way import NUM_SAMPLES, ratio_of
 from editable_hf.experiments.image_measure import RESAMPLED, EditSets, load_network, measure_row, row_editor
 from editable_hf.experiments.image_parts import ImageSets, load_classifier
-from editable_hf.experiments.image_plots import plot_error_drawdowns
 from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions
-from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.plots import plot_drawdowns, plots_available
 from editable_hf.experiments.rate_curves import curves_of, format_curves, plot_rate_curves
 from editable_hf.experiments.recipe_config import folder_name
 from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
@@ -127,7 +126,9 @@ class Rows:
             if cell is not None:
                 self.table[name] = json.loads((cell.folder / "row.json").read_text(encoding="utf-8"))
                 records = read_records(cell.folder / "edits.jsonl")
-                drawdowns[name] = [abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records]
+                drawdowns[name] = [
+                    100 * abs(record["error_rate"] - self.table[name]["error_rate"]) for record in records
+                ]
                 samples[name] = np.load(cell.folder / RESAMPLED)
                 found = [self._compared(name, other, samples) for other in options.compare_to]
                 self.table[name]["drawdown_ratios"] = [ratio for ratio in found if ratio is not None]
@@ -146,7 +147,7 @@ class Rows:
         rows = list(self.table.values())
         write_results(folder / "results.json", rows, asdict(config), config.seed, test_name=test_name)
         if plots_available():
-            plot_error_drawdowns(drawdowns, folder / "drawdown.png", test_name)
+            plot_drawdowns(drawdowns, folder / "drawdown.png", test_name, "error rate")
             if curves := curves_of(rows):
                 plot_rate_curves(curves, folder / "learning_rates.png", "Validation edits, over learning rates")
 

@@ -212,7 +212,7 @@ def evaluate(
         if name == "editable" and PartialState().is_main_process:
             scored.show(folder)
     if PartialState().is_main_process and plots_available():
-        plot_drawdowns(drawdowns, folder / "drawdown.png", names["name"])
+        plot_drawdowns(drawdowns, folder / "drawdown.png", names["name"], "BLEU")
 
 
 class _Scored:

@@ -40,12 +40,11 @@ def projection(images):
 def nearest_by_hand(queries, candidates):
     rows = [projection(torch.stack([row["pixel_values"] for row in rows])).numpy() for rows in (queries, candidates)]
     nearest = []
-    for index, query in enumerate(rows[0]):
+    for query in rows[0]:
         cosines = []
-        for other, candidate in enumerate(rows[1]):
-            own = skip_own and other == index
+        for candidate in rows[1]:
             norm = math.sqrt((query**2).sum()) * math.sqrt((candidate**2).sum())
-            cosines.append(-math.inf if own else float((query * candidate).sum()) / norm)
+            cosines.append(float((query * candidate).sum()) / norm)
         nearest.append(int(np.argmax(cosines)))
     return nearest
 
