@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from PIL import Image
 
 from editable_hf.seams.numpy_seam import array_pickle_names
+from editable_hf.versions import require_extra
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,9 @@ def read_digits(image_size: int) -> Dataset:
     Raises:
         ImportError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "Expected scikit-learn, which holds the images of 'embedded', but it cannot be imported; install it with "
-            "`pip install editable_hf[vision]`."
-        ) from error
+    require_extra("sklearn", "vision")
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     grey = [
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).resize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.sharding import in_groups
 from editable_hf.launch import launched_processes
+from editable_hf.versions import require_extra
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def embed_edits(divergences: Tensor, *, perplexity: float = 30.0, seed: int = 0)
     """
     if len(divergences) <= perplexity:
         raise ValueError(f"t-SNE needs more edits than its perplexity, {perplexity:g}, but got {len(divergences)}.")
-    _check_sklearn()
+    require_extra("sklearn", "vision")
     from sklearn.manifold import TSNE
 
     tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
@@ -156,14 +156,9 @@ def explained_variance(divergences: Tensor, num_components: int = 100, *, seed: 
     Raises:
         ImportError: Without scikit-learn, naming the extra.
     """
-    _check_sklearn()
+    require_extra("sklearn", "vision")
     from sklearn.decomposition import TruncatedSVD
 
     count = min(num_components, *(size - 1 for size in divergences.shape))
     svd = TruncatedSVD(count, random_state=seed).fit(divergences.double().numpy())
     return torch.from_numpy(svd.explained_variance_ratio_).cumsum(0)
-
-
-def _check_sklearn() -> None:
-    if find_spec("sklearn") is None:
-        raise ImportError('The analysis of edits needs scikit-learn: pip install "editable_hf[vision]".')

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from editable_hf.versions import require_extra
+
 # Okabe and Ito's palette: distinguishable with any color vision.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -19,8 +21,7 @@ def plots_available() -> bool:
 
 
 def import_pyplot():
-    if not plots_available():
-        raise ImportError('Pictures need matplotlib: pip install "editable_hf[plots]".')
+    require_extra("matplotlib", "plots")
     import matplotlib
 
     matplotlib.use("Agg")

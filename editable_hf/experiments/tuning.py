@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from editable_hf.core.editors import EDITORS, Editor, LearnableEditor
 from editable_hf.launch import launched_processes
+from editable_hf.versions import require_extra
 
 # Learning rates that are tried. The first two scale the gradient of l_e, the others set the size of a step.
 _LEARNING_RATES = {
@@ -52,7 +52,6 @@ def tune_editor(
     num_trials: int = 30,
     min_success_rate: float = 0.95,
     seed: int = 0,
-    progress: bool = True,
     wrap: Callable[..., Editor] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> TunedEditor:
@@ -71,21 +70,17 @@ def tune_editor(
         num_trials: Trials that are completed when this returns, those before a kill among them.
         min_success_rate: 95% in the paper.
         seed: Of the sampler.
-        progress: Show a progress bar.
         wrap: What is measured is `wrap(editor, **values)` in place of the editor; `partial(ewc, fisher=fisher)`, say.
         bounds: Lowest and highest value of each argument of `wrap`, searched on a logarithmic scale with the
             editor's own hyperparameters; `{"weight": EWC_WEIGHTS}`, say.
 
     Raises:
         ImportError: Without optuna, naming the extra.
-        ValueError: For an unknown editor; for `bounds` without `wrap`, or on a hyperparameter of the editor itself.
+        ValueError: For an unknown editor.
     """
     if editor not in EDITORS:
         raise ValueError(f"Unknown editor {editor!r}. Choose one of: {', '.join(EDITORS)}.")
-    further = dict(bounds or {})
-    _check_bounds(further, editor, wrap)
-    if find_spec("optuna") is None:
-        raise ImportError('Tuning needs optuna: pip install "editable_hf[vision]".')
+    require_extra("optuna", "vision")
     import optuna
 
     def measure_values(values: dict[str, float]) -> Mapping[str, Any]:
@@ -95,13 +90,18 @@ def tune_editor(
         return _follow(measure_values)
 
     def objective(trial: optuna.Trial) -> float:
-        row = measure_values(broadcast_object_list([_suggest(trial, editor, further)])[0])
+        row = measure_values(broadcast_object_list([_suggest(trial, editor, bounds or {})])[0])
         trial.set_user_attr("success_rate", row["success_rate"])
         trial.set_constraint("success_rate", min_success_rate - row["success_rate"])  # feasible at 0 or less
         # Optuna takes infinity for a result, but not NaN.
         return math.inf if math.isnan(row["drawdown"]) else row["drawdown"]
 
-    trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed, progress)
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        trials = _run_study(objective, f"sqlite:///{storage}", study_name, num_trials, seed)
+    finally:
+        optuna.logging.set_verbosity(level)
     return broadcast_object_list([best_trial(trials, min_success_rate)])[0]
 
 
@@ -116,16 +116,6 @@ def _follow(measure: Callable[[dict[str, float]], Any]) -> TunedEditor:
     while not isinstance(message := broadcast_object_list([None])[0], TunedEditor):
         measure(message)
     return message
-
-
-def _check_bounds(bounds: Mapping[str, tuple[float, float]], editor: str, wrap: Callable[..., Editor] | None) -> None:
-    if bounds and wrap is None:
-        raise ValueError(f"`bounds` are those of arguments of `wrap`, got {', '.join(bounds)} but no `wrap`.")
-    if set(bounds) & set(EDITORS[editor].defaults):
-        raise ValueError(
-            f"`bounds` are those of arguments of `wrap`, got {', '.join(bounds)}; editor {editor!r} has its own range "
-            f"for {', '.join(EDITORS[editor].defaults)}."
-        )
 
 
 def build_editor(
@@ -148,29 +138,14 @@ def build_editor(
     return wrap(built, **{name: value for name, value in hyperparameters.items() if name not in own})
 
 
-def _run_study(
-    objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int, progress: bool
-) -> list[Any]:
+def _run_study(objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int) -> list[Any]:
     """The complete trials of a study, at least `num_trials`."""
-    import optuna
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return _continue_study(objective, url, name, num_trials, seed, progress)
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
-def _continue_study(
-    objective: Callable[[Any], float], url: str, name: str, num_trials: int, seed: int, progress: bool
-) -> list[Any]:
     import optuna
     from optuna.trial import TrialState
 
     study = optuna.create_study(storage=url, study_name=name, load_if_exists=True)
     complete = study.get_trials(states=[TrialState.COMPLETE])
-    with tqdm(total=num_trials, initial=len(complete), desc="trials", disable=not progress) as bar:
+    with tqdm(total=num_trials, initial=len(complete), desc="trials") as bar:
         while len(complete) < num_trials:
             # What is suggested depends on the complete trials alone, not on one that a kill left running for ever.
             options = {"n_startup_trials": 6, "seed": seed + len(complete), "constant_liar": False}

@@ -1,5 +1,4 @@
 import shutil
-import sys
 
 import datasets
 import numpy as np
@@ -81,8 +80,8 @@ def test_validation_images_of_the_test_set():
 
 
 def test_missing_scikit_learn_is_an_error(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install editable_hf\[vision\]"):
+    monkeypatch.setattr("editable_hf.versions.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "editable_hf\[vision\]"'):
         load_image_data("embedded")
 
 

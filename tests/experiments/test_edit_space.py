@@ -114,7 +114,7 @@ def test_explained_variance_is_that_of_the_exact_decomposition():
 
 
 def test_missing_sklearn_names_the_extra(monkeypatch):
-    monkeypatch.setattr(edit_space, "find_spec", lambda name: None)
+    monkeypatch.setattr("editable_hf.versions.find_spec", lambda name: None)
     for call in (lambda: explained_variance(clusters()[0]), lambda: embed_edits(clusters()[0])):
         with pytest.raises(ImportError, match=r'pip install "editable_hf\[vision\]"'):
             call()

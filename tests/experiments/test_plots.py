@@ -36,6 +36,6 @@ def test_sequences(png, runs):
 
 
 def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "plots_available", lambda: False)
+    monkeypatch.setattr("editable_hf.versions.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "editable_hf\[plots\]"'):
         plots.plot_drawdowns({"baseline": [0.1]}, tmp_path / "x.png", "", "BLEU")

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from editable_hf.core import EDITORS, Editor
-from editable_hf.experiments import tuning
 from editable_hf.experiments.tuning import best_trial, build_editor, tune_editor
 
 
@@ -35,7 +34,7 @@ class Valley:
 
 def test_smallest_drawdown_among_the_reliable(tmp_path):
     measure = Valley()
-    result = tune_editor(measure, "gd", storage=tmp_path / "s.db", study_name="a", num_trials=25, progress=False)
+    result = tune_editor(measure, "gd", storage=tmp_path / "s.db", study_name="a", num_trials=25)
     assert result.num_trials == len(measure.calls) == 25 and result.feasible and result.success_rate == 1
     assert result.drawdown == pytest.approx(min(rate for rate in measure.calls if rate >= 0.01))
     assert result.hyperparameters["learning_rate"] == pytest.approx(result.drawdown)
@@ -49,7 +48,6 @@ def test_all_hyperparameters_are_tuned(tmp_path):
         storage=tmp_path / "s.db",
         study_name="a",
         num_trials=2,
-        progress=False,
     )
     assert set(result.hyperparameters) == {"learning_rate", "beta1", "beta2"}
     assert 0.1 <= result.hyperparameters["beta1"] <= 1
@@ -72,7 +70,7 @@ def test_arguments_of_what_is_around_the_editor_are_tuned_with_it(tmp_path):
         rates.append(step_size(editor))
         return {"drawdown": abs(rates[-1] - 1e-4), "success_rate": 1.0}
 
-    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 8, "progress": False}
+    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 8}
     bounds = {"factor": (1e-3, 1e-1), "offset": (1e-9, 1e-8)}
     result = tune_editor(measure, "momentum", wrap=slower, bounds=bounds, **options)
     found = result.hyperparameters
@@ -99,7 +97,7 @@ def test_wrapper_without_bounds_of_its_own(tmp_path):
         rates.append(step_size(editor))
         return {"drawdown": rates[-1], "success_rate": 1.0}
 
-    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 2, "progress": False}
+    options = {"storage": tmp_path / "s.db", "study_name": "a", "num_trials": 2}
     found = tune_editor(measure, "gd", wrap=partial(slower, factor=0.5), **options).hyperparameters
     assert list(found) == ["learning_rate"] and min(rates) == pytest.approx(found["learning_rate"] / 2)
 
@@ -113,20 +111,8 @@ def test_editor_is_built_from_its_hyperparameters(name):
         build_editor(name, {**values, "factor": 0.5})
 
 
-@pytest.mark.parametrize(
-    ("wrap", "bounds", "message"),
-    [
-        (None, {"factor": (0.1, 1.0)}, "`bounds` are those of arguments of `wrap`, got factor but no `wrap`"),
-        (slower, {"factor": (0.1, 1.0), "mu": (0.1, 1.0)}, "'momentum' has its own range for learning_rate, mu"),
-    ],
-)
-def test_bounds_of_nothing(tmp_path, wrap, bounds, message):
-    with pytest.raises(ValueError, match=message):
-        tune_editor(Valley(), "momentum", storage=tmp_path / "s.db", study_name="a", wrap=wrap, bounds=bounds)
-
-
 def test_killed_study_continues_without_repeating_itself(tmp_path):
-    measure, options = Valley(), {"storage": tmp_path / "s.db", "study_name": "a", "progress": False}
+    measure, options = Valley(), {"storage": tmp_path / "s.db", "study_name": "a"}
 
     def killed(editor):
         if len(measure.calls) == 3:
@@ -143,7 +129,7 @@ def test_killed_study_continues_without_repeating_itself(tmp_path):
 
 
 def test_killed_study_ends_as_an_undisturbed_one(tmp_path):
-    options = {"editor": "momentum", "num_trials": 12, "seed": 3, "progress": False, "study_name": "a"}
+    options = {"editor": "momentum", "num_trials": 12, "seed": 3, "study_name": "a"}
     whole = Valley()
     expected = tune_editor(whole, storage=tmp_path / "whole.db", **options)
 
@@ -180,7 +166,6 @@ def test_trial_without_a_number_is_a_bad_one(tmp_path):
         storage=tmp_path / "s.db",
         study_name="a",
         num_trials=3,
-        progress=False,
     )
     assert (result.drawdown, result.num_trials) == (0.2, 3)
 
@@ -201,6 +186,6 @@ def test_unknown_editor(tmp_path):
 
 
 def test_without_optuna(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    monkeypatch.setattr("editable_hf.versions.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "editable_hf\[vision\]"'):
         tune_editor(Valley(), "gd", storage=tmp_path / "s.db", study_name="a")
