@@ -35,7 +35,7 @@ def recorded(model: nn.Module, names: list[str], args=(), kwargs=None, **options
 
 def answered_names(recording: Recording) -> list[str]:
     names = {module: name for name, module in recording.model.named_modules()}
-    return [names[module] for module in recording.answered]
+    return [names[module] for module in recording.cached]
 
 
 def gradients(model: nn.Module, params: dict[str, Tensor], output) -> dict[str, Tensor]:

@@ -77,9 +77,9 @@ class FunctionalModel:
 
     def _still_used(self, recording: Recording) -> dict[str, Tensor]:
         """The detached parameters that a replay needs: putting in place all of a large model's costs like a layer."""
-        answered = {id(parameter) for module in recording.answered for parameter in module.parameters()}
+        cached = {id(parameter) for module in recording.cached for parameter in module.parameters()}
         own = dict(self.model.named_parameters())
-        return {name: value for name, value in self._frozen.items() if id(own[name]) not in answered}
+        return {name: value for name, value in self._frozen.items() if id(own[name]) not in cached}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognize."""

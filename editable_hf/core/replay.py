@@ -1,10 +1,10 @@
 """Running a model again from its first edited parameter on.
 
 Everything that a model computes before it first uses an edited parameter is the same at every step of an edit. A
-[`Recording`] watches one forward, keeps the outputs (with their graph) of the outermost modules that completed before
-that moment, and lets them answer when the model runs again. No code of any model is needed for it: the moment is seen
-as the first torch function that is given an edited tensor, so tied weights and parameters that a parent module uses
-directly count too.
+[`Recording`] watches one forward and keeps the outputs (with their graph) of the outermost modules that completed
+before that first use; when the model runs again, these modules return their cached outputs. No code of any model is
+needed for it: the first use is the first torch function that is given an edited tensor, so tied weights and parameters
+that a parent module uses directly count too.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class ReplayError(RuntimeError):
 class Recording:
     """One forward of a model up to its first use of a watched tensor, and everything after it as often as wanted.
 
-    Use [`record`] to make one. The modules that answer are the outermost ones that completed before the moment. A
-    call is left to run again, and its inner modules answer in its place, where an answer could be wrong: its output
-    or its input was changed in place, it was given or gave something else than tensors and plain values (a cache,
-    say), it ran under another grad mode than the model (reentrant checkpointing), or it holds a watched tensor.
+    Use [`record`] to make one. Cached are the outputs of the outermost modules that completed before the first use. A
+    call is left to run again, with the cached outputs of its inner modules, where its own could be wrong: its output
+    or its input was changed in place, it was given or gave something else than tensors and plain values (a key-value
+    cache, say), it ran under another grad mode than the model (reentrant checkpointing), or it owns a watched tensor.
 
     Args:
         model: The module that is called, unwrapped.
         watched: The tensors that will differ: the edited parameters as the model holds them when it is called.
-        mixed_modes: Allow `replay` in another train/eval mode than the recording's. The answers then keep theirs.
+        mixed_modes: Allow `replay` in another train/eval mode than the recording's. Cached outputs then keep theirs.
     """
 
     def __init__(self, model: nn.Module, watched: Iterable[Tensor], mixed_modes: bool = False):
@@ -61,29 +61,29 @@ class Recording:
         self._devices = {tensor.device.type for tensor in self._watched}
         self._root = _Call(model)
         self._open: list[_Call] = []
-        self._reached = self._autocast = False
+        self._first_use_seen = self._autocast = False
         self.entries: list[tuple[nn.Module, Any]] = []
         self._before_hooks: tuple[tuple, dict[str, Any]] | None = None
-        self._holders: set[nn.Module] = set()
-        self._stamps: list[tuple[Any, int | None]] = []
+        self._owners: set[nn.Module] = set()
+        self._versions: list[tuple[Any, int | None]] = []
         self._state: list[tuple[Callable[[], Any], Tensor, int | None]] = []
         self._modes: list[tuple[nn.Module, bool]] = []
         self._intercepted: list[nn.Module] = []
 
     @property
-    def answered(self) -> list[nn.Module]:
-        """The modules that answer from the record, in the order of their calls."""
+    def cached(self) -> list[nn.Module]:
+        """The modules whose outputs are cached, in the order of their calls."""
         return [module for module, output in self.entries if output is not _RUN]
 
     def _observe(self, module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        if self._reached and module is not self.model:
+        if self._first_use_seen and module is not self.model:
             return forward(*args, **kwargs)
         if module is self.model:
             if self._open or self._root.inputs is not None:
                 raise ReplayError(f"{type(module).__name__} was called twice while one forward was recorded.")
             call = self._root
             call.grad_enabled = torch.is_grad_enabled()
-            self._holders = _holders(module, {id(tensor) for tensor in self._watched})
+            self._owners = _owners(module, {id(tensor) for tensor in self._watched})
         elif not self._open:  # an inner module called by itself, outside the model's forward
             return forward(*args, **kwargs)
         else:
@@ -91,22 +91,22 @@ class Recording:
             self._open[-1].children.append(call)
         # A replay goes through the model's own hooks again, so it needs what they were given.
         call.inputs = self._before_hooks if call is self._root and self._before_hooks else (args, kwargs)
-        stamps = call.stamps = _stamps(call.inputs)
+        versions = call.versions = _versions(call.inputs)
         self._open.append(call)
         try:
             output = forward(*args, **kwargs)
         finally:
             self._open.pop()
-        if not self._reached and module in self._holders:
+        if not self._first_use_seen and module in self._owners:
             # Its use was not seen (vmap, TorchScript, an extension), or it was not used this time (layerdrop).
             call.children.clear()
-            self._reached = True
+            self._first_use_seen = True
         self._autocast |= self._under_autocast()
         same_mode = torch.is_grad_enabled() == self._root.grad_enabled
-        call.completed = not self._reached
-        if call is not self._root and call.completed and same_mode and _untouched(call.inputs, stamps):
+        call.completed = not self._first_use_seen
+        if call is not self._root and call.completed and same_mode and _unchanged(call.inputs, versions):
             if not any(child.hooked for child in call.children):
-                call.output, call.stamps = output, _stamps(output)
+                call.output, call.versions = output, _versions(output)
         call.hooked = has_hooks(module) or any(c.hooked for c in call.children)
         return output
 
@@ -116,47 +116,47 @@ class Recording:
 
     def _used(self) -> None:
         if self._open:
-            self._reached = True
+            self._first_use_seen = True
 
     def _close(self) -> None:
         if self._root.inputs is None:
             raise ReplayError(f"{type(self.model).__name__} was not called while its forward was to be recorded.")
         calls = list(_cut(self._root.children))
         last = max((i for i, (_, output) in enumerate(calls) if output is not _RUN), default=-1)
-        # The calls up to the one in which the moment came, so that a layer that was dropped before it is missed.
+        # The calls up to the one with the first use, so that a layer that was dropped before it is missed.
         end = next((i for i, (call, _) in enumerate(calls) if i > last and not call.completed), len(calls) - 1)
         self.entries = [(call.module, output) for call, output in calls[: end + 1]] if last >= 0 else []
-        inside = {inner for module in self.answered for inner in module.modules()}
+        inside = {inner for module in self.cached for inner in module.modules()}
         self._state = [entry for module in inside for entry in _state(module)]
-        tensors = [*self._root.stamps, *(entry[1:] for entry in self._state)]
+        tensors = [*self._root.versions, *(entry[1:] for entry in self._state)]
         if any(version is None and isinstance(leaf, Tensor) for leaf, version in tensors):  # changes go unseen
             self.entries, self._state, inside = [], [], set()
         self._modes = [(module, module.training) for module in inside]
         called = {module for module, _ in self.entries}
         self._intercepted = [m for m in self.model.modules() if m in called or m not in inside] if called else []
-        self._stamps = [*self._root.stamps, *_stamps(self._answers())]
+        self._versions = [*self._root.versions, *_versions(self._cached_outputs())]
         self._root.children.clear()
 
-    def _answers(self) -> list[Any]:
+    def _cached_outputs(self) -> list[Any]:
         return [output for _, output in self.entries if output is not _RUN]
 
     def replay(self, params: Mapping[str, Tensor]) -> Any:
         """The model's output for the recorded inputs with `params` in place of its own parameters.
 
-        The answers' graph is the recording's. Those that were computed under autocast come in the dtype of the watched
-        tensors where there is none now.
+        Cached outputs have the recording's graph. Those that were computed under autocast come in the dtype of the
+        watched tensors where there is none now.
 
         Args:
             params: Parameters by qualified name, those that were watched at least.
 
         Raises:
-            ReplayError: If inputs, weights, answers or modes changed since the recording, or if the model calls its
-                modules in another order now.
+            ReplayError: If inputs, weights, cached outputs or modes changed since the recording, or if the model calls
+                its modules in another order now.
         """
         self._check_unchanged()
         position, widen = 0, self._autocast and not self._under_autocast()
 
-        def answer(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        def cached_or_run(module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
             nonlocal position
             if position == len(self.entries) or module is self.model:
                 return forward(*args, **kwargs)
@@ -172,7 +172,7 @@ class Recording:
             return map_tensors(self._widened, output) if widen else output
 
         args, kwargs = self._root.inputs
-        with intercepted(self._intercepted, answer):
+        with intercepted(self._intercepted, cached_or_run):
             with self._slots.holding(params):
                 output = self.model(*args, **kwargs)
         if position < len(self.entries):
@@ -190,8 +190,8 @@ class Recording:
 
     def _check_unchanged(self) -> None:
         state = all(get() is old and _version(old) == version for get, old, version in self._state)
-        if not state or not _same(_stamps((self._root.inputs, self._answers())), self._stamps):
-            raise ReplayError("An input, a weight or an answer was changed since the forward was recorded.")
+        if not state or not _same(_versions((self._root.inputs, self._cached_outputs())), self._versions):
+            raise ReplayError("An input, a weight or a cached output was changed since the forward was recorded.")
         if not self.mixed_modes and any(module.training != training for module, training in self._modes):
             raise ReplayError("The model was switched between train and eval mode since the forward was recorded.")
 
@@ -246,7 +246,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         recording = self.recording
-        if recording._open and not recording._reached and func not in _METADATA:
+        if recording._open and not recording._first_use_seen and func not in _METADATA:
             if self._given(args) or self._given(kwargs.values()):
                 recording._used()
                 if self.stop:
@@ -262,12 +262,12 @@ class _Watch(TorchFunctionMode):
 class _Call:
     """One call of a module.
 
-    `output` stays `_RUN` unless it may answer; `completed` says whether that was before the moment, `hooked` whether
-    this or an inner call has hooks. They would not run inside a module that answers, and Hugging Face collects
-    attention weights by hooks.
+    `output` stays `_RUN` unless it may be cached; `completed` says whether that was before the first use, `hooked`
+    whether this or an inner call has hooks. They would not run inside a module whose output is cached, and Hugging
+    Face collects attention weights by hooks.
     """
 
-    __slots__ = ("children", "completed", "grad_enabled", "hooked", "inputs", "module", "output", "stamps")
+    __slots__ = ("children", "completed", "grad_enabled", "hooked", "inputs", "module", "output", "versions")
 
     def __init__(self, module: nn.Module):
         self.module, self.inputs, self.output = module, None, _RUN
@@ -279,29 +279,29 @@ _RUN = object()
 
 
 def _cut(calls: list[_Call]) -> Iterator[tuple[_Call, Any]]:
-    """The calls in order, without those inside one that answers."""
+    """The calls in order, without those inside one whose output is cached."""
     for call in calls:
         # Versions again: a tensor may have been changed in place after its module returned it.
-        if call.output is not _RUN and _untouched(call.output, call.stamps):
+        if call.output is not _RUN and _unchanged(call.output, call.versions):
             yield call, call.output
         else:
             yield call, _RUN
             yield from _cut(call.children)
 
 
-def _stamps(tree: Any) -> list[tuple[Any, int | None]]:
+def _versions(tree: Any) -> list[tuple[Any, int | None]]:
     """The leaves and how often each was changed in place; `None` for anything whose changes would not be seen."""
     return [(leaf, _version(leaf)) for leaf in tree_leaves(tree)]
 
 
-def _same(stamps: list[tuple[Any, int | None]], earlier: list[tuple[Any, int | None]]) -> bool:
+def _same(versions: list[tuple[Any, int | None]], earlier: list[tuple[Any, int | None]]) -> bool:
     # The leaves themselves too: a list or a dict may hold others than before.
-    pairs = zip(stamps, earlier, strict=False)
-    return len(stamps) == len(earlier) and all(new[0] is old[0] and new[1] == old[1] for new, old in pairs)
+    pairs = zip(versions, earlier, strict=False)
+    return len(versions) == len(earlier) and all(new[0] is old[0] and new[1] == old[1] for new, old in pairs)
 
 
-def _untouched(tree: Any, stamps: list[tuple[Any, int | None]]) -> bool:
-    return all(version is not None for _, version in stamps) and _same(_stamps(tree), stamps)
+def _unchanged(tree: Any, versions: list[tuple[Any, int | None]]) -> bool:
+    return all(version is not None for _, version in versions) and _same(_versions(tree), versions)
 
 
 def _version(leaf: Any) -> int | None:
@@ -325,9 +325,9 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False, remove_duplicate=False)
 
 
-def _holders(module: nn.Module, ids: set[int]) -> set[nn.Module]:
-    """The modules that hold one of the tensors, and those around them."""
-    found = set().union(*(_holders(child, ids) for child in module.children()))
-    if found or any(id(tensor) in ids for _, tensor in _own_tensors(module)):
-        found.add(module)
-    return found
+def _owners(module: nn.Module, ids: set[int]) -> set[nn.Module]:
+    """The modules that own one of the tensors, and those around them."""
+    owners = set().union(*(_owners(child, ids) for child in module.children()))
+    if owners or any(id(tensor) in ids for _, tensor in _own_tensors(module)):
+        owners.add(module)
+    return owners

@@ -147,7 +147,7 @@ def test_resnet(resnet, part):
     inputs, names = {"pixel_values": pixels}, names_under(model, part)
     recording = recorded(model, names, kwargs=inputs)
     assert_exact(recording, names, kwargs=inputs)
-    assert bool(recording.answered) == ("embedder" not in part)
+    assert bool(recording.cached) == ("embedder" not in part)
 
 
 def test_batch_norm_and_dropout_of_the_suffix_follow_the_mode_of_the_replay(resnet):

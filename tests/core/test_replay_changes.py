@@ -79,7 +79,7 @@ def test_change_of_an_answer_is_refused(x):
     recording = recorded(model, ["last.weight"], (x,))
     with torch.no_grad():
         kept[0].add_(1)
-    with pytest.raises(ReplayError, match="an answer was changed since"):
+    with pytest.raises(ReplayError, match="a cached output was changed since"):
         recording.replay(perturbed(model, ["last.weight"]))
 
 

@@ -83,7 +83,7 @@ def test_model_that_changes_its_own_input_in_place_is_refused(model, x):
 
     scales = Scales().double()
     recording = recorded(scales, LAST, (x,))
-    with pytest.raises(ReplayError, match="An input, a weight or an answer was changed"):
+    with pytest.raises(ReplayError, match="An input, a weight or a cached output was changed"):
         recording.replay(perturbed(scales, LAST))
 
 
@@ -125,7 +125,7 @@ def test_recording_within_a_recording(model, x, stop):
             model(x)
             assert not stop, "the forward should have ended"
         if stop:
-            assert inner.answered == []
+            assert inner.cached == []
             return
     assert answered_names(outer) == ["first"]
     assert not [module for module in model.modules() if "forward" in vars(module)]
@@ -137,7 +137,7 @@ def test_outer_recording_that_stops_ends_both_blocks(model, x):
         with record(model, [model.last.weight]):
             model(x)
         after.append("inner block")
-    assert not after and outer.answered == []
+    assert not after and outer.cached == []
     assert not [module for module in model.modules() if "forward" in vars(module)]
     assert_exact(outer, ["first.0.weight"], (x,))
 
@@ -179,7 +179,7 @@ def test_layer_that_is_dropped_before_the_edited_one_is_noticed(x, dropped, when
     model = Stochastic().double()
     model.dropped = dropped if when == "recording" else None
     recording = recorded(model, ["layers.2.weight"], (x,), mixed_modes=mixed_modes)
-    assert recording.answered
+    assert recording.cached
     model.dropped = None if when == "recording" else dropped
     with pytest.raises(ReplayError, match="depends on chance or on its mode"):
         recording.replay(perturbed(model, ["layers.2.weight"]))

@@ -169,7 +169,7 @@ def test_edited_layer_that_the_recorded_forward_skipped_is_run(x):
     model = make(Skips)
     model.calls = 1
     recording = recorded(model, ["extra.weight"], (x,))  # the second call skips it, the third does not
-    assert recording.answered == []
+    assert recording.cached == []
     params = perturbed(model, ["extra.weight"])
     replayed = recording.replay(params)
     model.calls = 0

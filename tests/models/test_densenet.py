@@ -181,7 +181,7 @@ def test_replay_runs_only_what_is_edited(part, answered, build, images):
     with record(model, [model.get_parameter(name) for name in names]) as recording:
         model(images)
     modules = {module: name for name, module in model.named_modules()}
-    assert [modules[module] for module in recording.answered][-len(answered) :] == answered
+    assert [modules[module] for module in recording.cached][-len(answered) :] == answered
     params = {name: model.get_parameter(name) + 0.1 for name in names}
     expected = torch.func.functional_call(model, params, (images,)).logits
     assert not torch.allclose(expected, model(images).logits)

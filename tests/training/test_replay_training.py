@@ -132,7 +132,7 @@ def test_model_is_recorded_within_the_wrapped_forward(run, trained_marian, monke
     original = locality.Recording.replay
 
     def counting(self, params):
-        counted.append(len(self.answered))
+        counted.append(len(self.cached))
         return original(self, params)
 
     monkeypatch.setattr(locality.Recording, "replay", counting)
