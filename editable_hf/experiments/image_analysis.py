@@ -13,13 +13,17 @@ from torch import Tensor
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.experiments.drawdown_by_class import drawdown_by_class, own_class_ratio
-from editable_hf.experiments.edit_plots import plot_drawdown_by_class, plot_edit_space, plot_explained_variance
 from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
 from editable_hf.experiments.image_measure import chosen_editor, load_network
 from editable_hf.experiments.image_parts import ImageSets
 from editable_hf.experiments.image_recipe import ImageRecipeConfig
 from editable_hf.experiments.image_stages import Rows
-from editable_hf.experiments.plots import plots_available
+from editable_hf.experiments.plots import (
+    plot_drawdown_by_class,
+    plot_edit_space,
+    plot_explained_variance,
+    plots_available,
+)
 from editable_hf.experiments.recipe_config import folder_name
 from editable_hf.experiments.report import format_table, write_results
 from editable_hf.experiments.stages import Stages

@@ -22,8 +22,8 @@ from editable_hf.evaluation.two_way import NUM_SAMPLES, ratio_of
 from editable_hf.experiments.image_measure import RESAMPLED, EditSets, load_network, measure_row, row_editor
 from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions
-from editable_hf.experiments.plots import plot_drawdowns, plots_available
-from editable_hf.experiments.rate_curves import curves_of, format_curves, plot_rate_curves
+from editable_hf.experiments.plots import plot_drawdowns, plot_rate_curves, plots_available
+from editable_hf.experiments.rate_curves import curves_of, format_curves
 from editable_hf.experiments.recipe_config import folder_name
 from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
 from editable_hf.experiments.row_methods import Row

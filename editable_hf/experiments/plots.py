@@ -1,18 +1,25 @@
-"""Pictures of results."""
+"""Pictures of results, as PNG files. Without matplotlib all raise an `ImportError` that names the extra."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from editable_hf.versions import require_extra
 
+if TYPE_CHECKING:  # it imports what measures edits of images
+    from editable_hf.experiments.edit_space import EditSpace
+
 # Okabe and Ito's palette: distinguishable with any color vision.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+# Ten classes that differ in lightness or in the marker where a color vision deficiency makes hues alike.
+_CLASS_COLORS = (*COLORS, "#000000", "#7F7F7F", "#8C510A", "#5E3C99")
+_MARKERS = "osv^DPX<>*"
 
 
 def plots_available() -> bool:
@@ -58,9 +65,6 @@ def plot_drawdowns(drawdowns: Mapping[str, Sequence[float]], path: Path, title: 
         path: PNG file to write.
         title: Title of the picture, e.g. the name of the test set.
         metric: "BLEU" or "error rate".
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
     """
     pyplot = import_pyplot()
     lines_of_legend = (len(drawdowns) + 1) // 2
@@ -87,9 +91,6 @@ def plot_ranks(counts: Tensor, path: Path, title: str) -> None:
         counts: Examples by 0-based rank, `(num_classes,)`.
         path: PNG file to write.
         title: Title of the picture.
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
     """
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -110,9 +111,6 @@ def plot_sequences(error_rates: Mapping[str, Tensor], path: Path, title: str) ->
         error_rates: After 0, 1, ..., n edits by name of the row, fractions, `(num_runs, 1 + num_edits)`.
         path: PNG file to write.
         title: Title of the picture.
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
     """
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -136,9 +134,6 @@ def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, l
         path: PNG file to write.
         label: Of the axis.
         scale: What the numbers are multiplied by, e.g. 100 for percentages.
-
-    Raises:
-        ImportError: Without matplotlib, naming the extra.
     """
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
@@ -157,4 +152,105 @@ def plot_beside_paper(rows: Sequence[Mapping[str, Any]], key: str, path: Path, l
     axes.set_xlim(left=0)
     axes.grid(axis="x", linewidth=0.4, alpha=0.5)
     figure.legend(frameon=False, loc="outside upper right", ncols=2)
+    save_figure(figure, axes, path)
+
+
+def plot_rate_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path, title: str) -> None:
+    """Draws drawdown against success, one line a row, one point a learning rate.
+
+    Args:
+        curves: Points by name of the row, see [`curves_of`].
+        path: PNG file to write.
+        title: Title of the picture.
+    """
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    for number, (name, curve) in enumerate(curves.items()):
+        success, drawdown = ([100 * point[key] for point in curve] for key in ("success_rate", "drawdown"))
+        color = COLORS[number % len(COLORS)]
+        axes.plot(success, drawdown, color=color, marker="o", markersize=4, label=name)
+        last = curve[-1]["learning_rate"]
+        axes.annotate(f"{last:g}", (success[-1], drawdown[-1]), fontsize="x-small", color=color)
+    axes.set(xlabel="edits that succeed (%)", ylabel="drawdown of the error rate (points)", title=title)
+    axes.set_ylim(bottom=0)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
+    save_figure(figure, axes, path)
+
+
+def plot_drawdown_by_class(drawdowns: Mapping[str, Tensor], classes: Sequence[str], path: Path) -> None:
+    """Draws which classes an edit of an image of each class hurts (Figure 2, left), one panel a model, one scale.
+
+    Args:
+        drawdowns: `(num_classes, num_classes)` of `drawdown_by_class` by name of the model.
+        classes: Their names.
+        path: PNG file to write.
+    """
+    pyplot = import_pyplot()
+    figure, panels = pyplot.subplots(
+        1, len(drawdowns), figsize=(1.2 + 3.6 * len(drawdowns), 5.0), layout="constrained", squeeze=False, sharey=True
+    )
+    highest = max(float(100 * values.nan_to_num(0).max()) for values in drawdowns.values())
+    for axes, (name, values) in zip(panels[0], drawdowns.items(), strict=True):
+        # Cividis reads the same with and without color vision deficiency.
+        image = axes.imshow(100 * values.numpy(), cmap="cividis", vmin=0, vmax=highest)
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set(title=name, xlabel="class of the test images")
+    panels[0, 0].set_ylabel("class of the edited image")
+    figure.colorbar(image, ax=panels[0].tolist(), label="drawdown (points)", shrink=0.75)
+    figure.savefig(path, dpi=150, bbox_inches="tight")  # the panels are square: room is left above them
+    pyplot.close(figure)
+
+
+def plot_edit_space(spaces: Mapping[str, tuple[Tensor, EditSpace]], classes: Sequence[str], path: Path) -> None:
+    """Draws each edit as a point (Figure 2, middle): color and marker for the image's class, paler for later targets.
+
+    Args:
+        spaces: Points `(num_edits, 2)` of `embed_edits` and the edits, by name of the model.
+        classes: Names of the classes.
+        path: PNG file to write.
+
+    Raises:
+        ValueError: For more classes than can be told apart.
+    """
+    if len(classes) > len(_CLASS_COLORS):
+        raise ValueError(f"At most {len(_CLASS_COLORS)} classes can be told apart, got {len(classes)}.")
+    pyplot = import_pyplot()
+    from matplotlib.colors import to_rgb
+
+    figure, panels = pyplot.subplots(
+        1, len(spaces), figsize=(4.2 * len(spaces), 5.0), layout="constrained", squeeze=False
+    )
+    for axes, (name, (points, space)) in zip(panels[0], spaces.items(), strict=True):
+        for index, label in enumerate(classes):
+            own = space.labels == index
+            paleness = [0.6 * target / max(1, len(classes) - 1) for target in space.targets[own].tolist()]
+            rgb = to_rgb(_CLASS_COLORS[index])
+            colors = [[part + (1 - part) * pale for part in rgb] for pale in paleness]
+            marker = _MARKERS[index]
+            axes.scatter(*points[own].T.numpy(), c=colors or None, s=14, marker=marker, linewidths=0)
+            if axes is panels[0, 0]:  # one entry for each class, in its full color
+                axes.scatter([], [], color=[rgb], marker=marker, s=30, label=label)
+        axes.set(title=f"{name}, {len(points)} edits", xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    title = "class of the edited image; the paler, the later the wanted class in this list"
+    figure.legend(loc="outside lower center", ncols=min(5, len(classes)), frameon=False, title=title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_explained_variance(curves: Mapping[str, Tensor], path: Path) -> None:
+    """Draws the share of variance that the first components explain (Figure 2, right), one line a model.
+
+    Args:
+        curves: `(num_components,)` of `explained_variance` by name of the model, fractions.
+        path: PNG file to write.
+    """
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for number, (name, values) in enumerate(curves.items()):
+        style = {"color": COLORS[number % len(COLORS)], "linestyle": ("-", "--", ":")[number % 3]}
+        axes.plot(range(1, len(values) + 1), 100 * values.numpy(), linewidth=2, label=name, **style)
+    axes.set(xlabel="components of the truncated SVD", ylabel="explained variance (%)", ylim=(0, 100))
+    axes.set_xlim(1, max(map(len, curves.values())))
+    axes.legend(frameon=False, loc="lower right")
     save_figure(figure, axes, path)

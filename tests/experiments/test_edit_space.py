@@ -8,7 +8,7 @@ from tiny_images import NUM_CLASSES, image_rows, tiny_resnet
 from editable_hf import ClassConstraint, edit, edited, gd, rmsprop
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.experiments import edit_plots, edit_space
+from editable_hf.experiments import edit_space, plots
 from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
 
 NUM_IMAGES = 23
@@ -129,11 +129,11 @@ def test_pictures(tmp_path):
     points, matrix = torch.randn(50, 2, generator=generator), torch.rand(10, 10, generator=generator).double()
     matrix[9] = torch.nan
     curve = torch.linspace(0.3, 1, 30).double()
-    edit_plots.plot_edit_space({"a": (points, space), "b": (points, space)}, classes, tmp_path / "1.png")
-    edit_plots.plot_drawdown_by_class({"a": matrix, "b": matrix / 2}, classes, tmp_path / "2.png")
-    edit_plots.plot_explained_variance({"a": curve, "b": curve**2}, tmp_path / "3.png")
+    plots.plot_edit_space({"a": (points, space), "b": (points, space)}, classes, tmp_path / "1.png")
+    plots.plot_drawdown_by_class({"a": matrix, "b": matrix / 2}, classes, tmp_path / "2.png")
+    plots.plot_explained_variance({"a": curve, "b": curve**2}, tmp_path / "3.png")
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG") and len(content) > 5_000
     with pytest.raises(ValueError, match="At most 10 classes"):
-        edit_plots.plot_edit_space({"a": (points, space)}, [*classes, "one more"], tmp_path / "4.png")
+        plots.plot_edit_space({"a": (points, space)}, [*classes, "one more"], tmp_path / "4.png")

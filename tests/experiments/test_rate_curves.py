@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from editable_hf.experiments.rate_curves import curves_of, drawdown_at, format_curves, plot_rate_curves
+from editable_hf.experiments.plots import plot_rate_curves
+from editable_hf.experiments.rate_curves import curves_of, drawdown_at, format_curves
 
 CURVE = [
     {"learning_rate": rate, "drawdown": drawdown, "success_rate": success}

@@ -128,6 +128,7 @@ def test_killed_study_continues_without_repeating_itself(tmp_path):
     assert tune_editor(measure, "gd", num_trials=1, **{**options, "study_name": "b"}).num_trials == 1
 
 
+@pytest.mark.slow
 def test_killed_study_ends_as_an_undisturbed_one(tmp_path):
     options = {"editor": "momentum", "num_trials": 12, "seed": 3, "study_name": "a"}
     whole = Valley()
