@@ -34,7 +34,7 @@ from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
 from editable_hf.evaluation.bootstrap import mean_row
-from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.records import read_records
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode, verified_edit
 from editable_hf.experiments.fix_methods import SENTENCE_COLUMNS, Method, Request, best_rate, compare
@@ -136,7 +136,7 @@ def corrections(tokenizer, model, first: int, count: int) -> list[Request]:
         return {"source": german.tokenize(raw["source"]), "target": english.tokenize(raw["target"])}
 
     rows = []
-    for raw in embedded_requests(first + count).select(range(first, first + count)):
+    for raw in embedded_requests().select(range(first, first + count)):
         related = {name: [pair(each) for each in raw[name]] for name in ("paraphrases", "neighbors", "unrelated")}
         rows.append({**pair(raw), **related})
     sources, targets = ([row[key] for row in rows] for key in ("source", "target"))

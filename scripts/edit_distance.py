@@ -27,7 +27,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 from editable_hf.core.functional import eval_mode
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.records import read_records
 from editable_hf.experiments.plots import COLORS, import_pyplot, plots_available, save_figure
 from editable_hf.experiments.report import format_table, write_results
 

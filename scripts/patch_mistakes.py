@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf import EditorConfig, edited, make_edit_requests
 from editable_hf.commands import check_translates, load
@@ -26,8 +28,9 @@ from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode
 from editable_hf.experiments.report import environment
-from editable_hf.patches.sequence import configured_edit, patch_of, patch_one_after_another
-from editable_hf.patches.stack import patched_parameters
+from editable_hf.patches import Patch
+from editable_hf.patches.sequence import configured_edit, patch_of
+from editable_hf.patches.stack import apply_patches, patched_parameters, revert_patches
 from editable_hf.review.translations import review_translations
 
 
@@ -83,6 +86,57 @@ def each_by_itself(model, tokenizer, requests, config: EditorConfig, max_rounds:
     }
 
 
+class PatchStep(NamedTuple):
+    """One patch of a sequence.
+
+    Attributes:
+        patch: `None` where the edit failed, or nothing had to be edited.
+        success: Whether `l_e <= 0` holds.
+        verified: Whether decoding gives the target.
+        broken: Positions of earlier requests whose target was decoded before this patch and is not any more.
+    """
+
+    patch: Patch | None
+    success: bool
+    verified: bool
+    broken: list[int]
+
+
+def patch_one_after_another(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Mapping[str, Any]],
+    config: EditorConfig,
+    max_rounds: int,
+) -> list[PatchStep]:
+    """Makes a patch for each request, on top of all before, and looks after each whether the earlier ones still hold.
+
+    The model is left as it was, bit for bit; apply the patches that you want to keep, in this order.
+    """
+    steps: list[PatchStep] = []
+    holding: set[int] = set()
+    num_applied = 0
+    try:
+        for index, request in enumerate(tqdm(requests, desc="patches", unit="patch")):
+            outcome = configured_edit(model, tokenizer, [request], config, max_rounds)
+            patch = patch_of(model, outcome, config)
+            if patch is not None:
+                apply_patches(model, patch)
+                num_applied += 1
+            broken = [] if patch is None else sorted(_broken(model, tokenizer, requests, holding))
+            holding -= set(broken)
+            if outcome.all_verified:
+                holding.add(index)
+            steps.append(PatchStep(patch, outcome.result.success, outcome.all_verified, broken))
+    finally:
+        revert_patches(model, num_applied)
+    return steps
+
+
+def _broken(model, tokenizer, requests: Sequence[Mapping[str, Any]], holding: set[int]) -> list[int]:
+    return [index for index in holding if decode(model, tokenizer, requests[index]) != list(requests[index]["labels"])]
+
+
 def reviewed(model, tokenizer, params, test, requests, name: str) -> dict[str, Any]:
     """What a set of edited parameters does to the test set, and how many of the mistakes it mends."""
     start = time.perf_counter()
@@ -119,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
     results["together"] |= reviewed(model, tokenizer, joint.result.params, test, requests, "all by one patch")
     patch = patch_of(model, joint, more_steps)
     results["together"]["bytes"] = None if patch is None else len(patch.payload)
-    steps = patch_one_after_another(model, tokenizer, requests, config, max_rounds=args.max_rounds)
+    steps = patch_one_after_another(model, tokenizer, requests, config, args.max_rounds)
     patches = [step.patch for step in steps if step.patch is not None]
     params = patched_parameters(model, patches)
     results["sequence"] = {

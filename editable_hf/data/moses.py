@@ -19,17 +19,15 @@ class MosesPreprocessor:
 
     Args:
         language: Two-letter code; decides which abbreviations keep their period.
-        lowercase: Whether `tokenize` lower-cases.
 
     Example:
         >>> MosesPreprocessor("en").tokenize("We're all born.")
         'we &apos;re all born .'
     """
 
-    def __init__(self, language: str, lowercase: bool = True):
+    def __init__(self, language: str):
         from sacremoses import MosesDetokenizer, MosesTokenizer  # late: a second of every command otherwise
 
-        self.language, self.lowercase = language, lowercase
         self._tokenizer = MosesTokenizer(lang=language)
         self._detokenizer = MosesDetokenizer(lang=language)
 
@@ -39,7 +37,7 @@ class MosesPreprocessor:
         # tokenizer.perl detaches the period of the very last word even after an abbreviation ("in the u.s ."), which
         # sacremoses 0.2.0 does not. Without this line 31 of IWSLT14's 13,500 test lines differ from fairseq's.
         tokens = _FINAL_PERIOD.sub(" .", tokens)
-        return tokens.lower() if self.lowercase else tokens
+        return tokens.lower()
 
     def detokenize(self, text: str) -> str:
         """Plain text from tokens separated by spaces: spacing joined, `&apos;` and the other escapes undone.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 
 from editable_hf.core.editing import AnyEditor, EditResult
 from editable_hf.evaluation.bootstrap import mean_row
-from editable_hf.evaluation.sharding import in_groups
+from editable_hf.evaluation.records import measured
 from editable_hf.evaluation.two_way import interval_of
 from editable_hf.launch import launched_processes
 
@@ -85,32 +81,21 @@ class EditEvaluator(ABC):
         Raises:
             ValueError: If `path` holds edits of other requests.
         """
-        requests, state = list(requests), launched_processes()
-        writes = state.is_main_process or not shard
-        records = read_records(path)[: len(requests)] if path is not None and writes else []
-        if shard:
-            (records,) = broadcast_object_list([records])
-        for record, request in zip(records, requests, strict=False):
+        title = progress if launched_processes().is_main_process or not shard else None
+
+        def measure(group: Sequence[Request]) -> list[EditRecord]:
+            return self._measure(group, editor, max_steps, None if title is None else "batches", **options)
+
+        def check(request: Request, record: EditRecord) -> None:
             ours, theirs = ([each[key] for key in self.request_keys] for each in (request, record))
             if ours != theirs:
                 raise ValueError(
                     f"{path} holds the edit of {theirs} where that of {ours} is due: it is of other requests. Move it "
                     "away, or give another path."
                 )
-        due = requests[len(records) :]
-        title = progress if writes else None
 
-        def measure(group: Sequence[Request]) -> list[EditRecord]:
-            return self._measure(group, editor, max_steps, None if title is None else "batches", **options)
-
-        with tqdm(total=len(due), desc=title, disable=title is None, unit="edit") as bar:
-            for new in in_groups(due, self.group_size, measure, shard):
-                records += new
-                if path is not None and writes:
-                    with path.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
-                bar.update(len(new))
-        return records
+        how = {"path": path, "progress": progress, "shard": shard, "check": check}
+        return measured(list(requests), self.group_size, measure, **how)
 
     def _summary(self, name: str, records: Sequence[EditRecord], **extra: Any) -> dict[str, Any]:
         """A row with the mean and the 95% bootstrap interval of each column: over the edits, and for those that are
@@ -148,14 +133,3 @@ def mean_of_moved(column: Sequence[float], records: Sequence[EditRecord]) -> flo
     The paper's means keep those edits in.
     """
     return sum(column) / max(1, sum(record["num_steps"] > 0 for record in records))
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file, without a last line that a killed run left unfinished (which is cut off)."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]

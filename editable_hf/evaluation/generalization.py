@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import mean_row
 from editable_hf.evaluation.edits import EditRecord, Request, edit_record
-from editable_hf.evaluation.sharding import in_groups
-from editable_hf.launch import launched_processes
+from editable_hf.evaluation.records import measured
 from editable_hf.models.extra_block import find_head
 
 Embedding = Callable[[Tensor], Tensor]
@@ -95,6 +95,7 @@ def evaluate_generalization(
     num_augmentations: int = 5,
     max_steps: int = 10,
     seed: int = 0,
+    path: Path | None = None,
     progress: str | None = "generalization",
 ) -> list[EditRecord]:
     """Edits several augmentations of an image at once and classifies augmentations of its nearest neighbor.
@@ -110,6 +111,7 @@ def evaluate_generalization(
         num_augmentations: Of each image, 5 in the paper.
         max_steps: k in Eq. 1; the constraint is that all augmentations get the class.
         seed: Decides the augmentations, which do not depend on the other requests.
+        path: See [`measured`].
         progress: Title of the progress bar, none if `None`.
 
     Several processes share the edits; all of them must call this, and get all records.
@@ -119,8 +121,7 @@ def evaluate_generalization(
         `loss_after`, `before` and `after` (fraction of the neighbor's augmentations with the wanted class),
         `edit_seconds`.
     """
-    requests, records = list(requests), []
-    title = progress if launched_processes().is_main_process else None
+    requests = list(requests)
 
     def measure(number: int) -> EditRecord:
         request = requests[number]
@@ -132,11 +133,9 @@ def evaluate_generalization(
         change = partial(edit, model, editor=editor, layers=layers, max_steps=max_steps)
         return {**_measure(model, request, own, other, change), "neighbor": int(neighbors[image])}
 
-    with tqdm(total=len(requests), desc=title, disable=title is None, unit="edit") as bar:
-        for new in in_groups(range(len(requests)), 1, lambda numbers: [measure(number) for number in numbers]):
-            records += new
-            bar.update(len(new))
-    return records
+    return measured(
+        range(len(requests)), 1, lambda numbers: [measure(number) for number in numbers], path=path, progress=progress
+    )
 
 
 def _measure(

@@ -60,11 +60,8 @@ class Translator:
         tokenizer: Its tokenizer.
         sources: The sentences, tokenized as the model expects.
         num_beams: Beam size; if `None`, beams, early stopping and length limit are the model's generation config's.
+            Otherwise, and where that has no limit, a batch gets its [`translation_limit`].
         batch_size: Sentences decoded together.
-        max_length_ratio: A translation gets at most `max_length_ratio * source tokens + 10` tokens, where the longest
-            source of its batch counts, as with fairseq's `--max-len-a` and `--max-len-b`. A weak model would
-            otherwise go on to the model's limit for a whole batch because of one sentence. Without `num_beams` this
-            counts only where the generation config has no limit.
         keep_encoded: Keep the encoder's outputs. Set it to `False` if the encoder is edited.
     """
 
@@ -76,7 +73,6 @@ class Translator:
         *,
         num_beams: int | None = 5,
         batch_size: int = 64,
-        max_length_ratio: float = 1.5,
         keep_encoded: bool = True,
     ):
         self.model, self.tokenizer, self.num_beams = model, tokenizer, num_beams
@@ -88,9 +84,7 @@ class Translator:
             tokenizer.pad({"input_ids": [ids[index] for index in indices]}, return_tensors="pt").to(model.device)
             for indices in self._indices
         ]
-        self._max_new_tokens = [
-            translation_limit(model, batch["input_ids"].shape[1], max_length_ratio) for batch in self._batches
-        ]
+        self._max_new_tokens = [translation_limit(model, batch["input_ids"].shape[1]) for batch in self._batches]
         limits = (model.generation_config.max_length, model.generation_config.max_new_tokens)
         self._own_limit = num_beams is None and any(limit is not None for limit in limits)
         self._encoded: list[ModelOutput | None] = [None] * len(self._batches)

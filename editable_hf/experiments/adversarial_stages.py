@@ -28,7 +28,7 @@ from editable_hf.evaluation.generalization import (
     pooled_embedding,
     summarize_generalization,
 )
-from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
+from editable_hf.evaluation.sequences import evaluate_sequences, summarize_sequences
 from editable_hf.experiments.image_measure import EditSets, chosen_editor, load_network
 from editable_hf.experiments.image_parts import ImageSets
 from editable_hf.experiments.image_recipe import ADVERSARIAL, RANKS, ImageRecipeConfig
@@ -164,18 +164,13 @@ def measure_sequences(
         build = partial(_measure_sequences, config, images, edits, row, network)
         own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
         stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build, every_process=True)
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(stage.folder.glob("run-*.json"))]
-        columns = (torch.tensor([run[key] for run in runs], dtype=torch.float64) for key in SequenceResult._fields)
-        found.append(SequenceResult(*columns).summarize(name))
+        found.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
     return found
 
 
 def _measure_sequences(
     config: ImageRecipeConfig, images: ImageSets, edits: EditSets, row: Row, network: Stage, folder: Path
 ) -> None:
-    options, state = config.adversarial, PartialState()
-    own = range(options.sequence_runs)[state.process_index :: state.num_processes]
-    due = [run for run in own if not (folder / f"run-{run:03d}.json").exists()]
     evaluator = ErrorDrawdownEvaluator(
         load_network(network, images),
         images.test,
@@ -184,21 +179,18 @@ def _measure_sequences(
         batch_size=config.evaluation.batch_size,
         num_workers=config.evaluation.num_workers,
     )
-    for run in tqdm(due, desc=f"sequences, {row['name']}", unit="run", disable=not state.is_main_process):
-        result = evaluate_sequences(
-            evaluator,
-            list(edits.test),
-            chosen_editor(row),
-            num_edits=min(options.sequence_length, len(edits.test)),
-            num_runs=1,
-            max_steps=config.evaluation.max_steps,
-            seed=config.seed + run,
-            progress=None,
-        )
-        content = {key: values[0].tolist() for key, values in result._asdict().items()}
-        partial_path = folder / f"run-{run:03d}.partial"
-        partial_path.write_text(json.dumps(content), encoding="utf-8")
-        partial_path.rename(partial_path.with_suffix(".json"))
+    runs = evaluate_sequences(
+        evaluator,
+        list(edits.test),
+        chosen_editor(row),
+        num_edits=min(config.adversarial.sequence_length, len(edits.test)),
+        num_runs=config.adversarial.sequence_runs,
+        max_steps=config.evaluation.max_steps,
+        seed=config.seed,
+        path=folder / "runs.jsonl",
+        progress=f"sequences, {row['name']}",
+    )
+    _write_row(folder, summarize_sequences(row["name"], runs))
 
 
 def measure_generalization(
@@ -261,11 +253,12 @@ def _measure_generalization(
         num_augmentations=config.adversarial.num_augmentations,
         max_steps=config.evaluation.max_steps,
         seed=config.seed,
+        path=folder / "edits.jsonl",
         progress=f"generalization, {row['name']}",
     )
-    if not PartialState().is_main_process:
-        return
-    with (folder / "edits.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    summary = summarize_generalization(row["name"], records)
-    (folder / "row.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    _write_row(folder, summarize_generalization(row["name"], records))
+
+
+def _write_row(folder: Path, row: Row) -> None:
+    if PartialState().is_main_process:
+        (folder / "row.json").write_text(json.dumps(row, indent=2), encoding="utf-8")

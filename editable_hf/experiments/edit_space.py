@@ -18,7 +18,7 @@ from editable_hf.core.editing import AnyEditor, edit
 from editable_hf.data.atomic import write_atomically
 from editable_hf.evaluation.edits import Request
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.sharding import in_groups
+from editable_hf.evaluation.records import in_groups
 from editable_hf.launch import launched_processes
 from editable_hf.versions import require_extra
 

@@ -50,6 +50,8 @@ class RowOptions:
         for name in ("layers", "compare_to"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
+        if self.training.get("editor", "gd") not in EDITORS:
+            raise ValueError(f"`editor` must be one of {', '.join(EDITORS)}, got {self.training['editor']!r}.")
         if "edit_layers" in self.training:
             raise ValueError("Expected `layers`, which are trained and measured alike, but got `edit_layers`.")
         if self.network is not None and (not self.train or self.extra or self.requests != "none"):

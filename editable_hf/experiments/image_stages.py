@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, set_seed
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.image_requests import ImageEditRequests, make_image_requests
-from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.records import read_records
 from editable_hf.evaluation.two_way import NUM_SAMPLES, ratio_of
 from editable_hf.experiments.image_measure import RESAMPLED, EditSets, load_network, measure_row, row_editor
 from editable_hf.experiments.image_parts import ImageSets, load_classifier

@@ -72,8 +72,8 @@ def _num_positions(config: PreTrainedConfig, side: str) -> int | None:
     return longest - own.pad_token_id - 1 if own.model_type in _AFTER_PADDING else longest
 
 
-def translation_limit(model: PreTrainedModel, source_length: int, ratio: float = 1.5) -> int:
-    """Most tokens to generate for a batch: `ratio * source_length + 10`, within what the model can decode.
+def translation_limit(model: PreTrainedModel, source_length: int) -> int:
+    """Most tokens to generate for a batch: `1.5 * source_length + 10`, within what the model can decode.
 
     As fairseq's `--max-len-a` and `--max-len-b`. A weak model would otherwise go on to its own limit for a whole batch
     because of one sentence.
@@ -81,9 +81,8 @@ def translation_limit(model: PreTrainedModel, source_length: int, ratio: float =
     Args:
         model: The model that decodes.
         source_length: Tokens of the longest source in the batch.
-        ratio: Target tokens for each source token.
     """
-    limit, longest = int(ratio * source_length) + 10, longest_decodable(model)
+    limit, longest = int(1.5 * source_length) + 10, longest_decodable(model)
     return limit if longest is None else min(limit, longest - 1)
 
 

@@ -36,10 +36,6 @@ def test_german_abbreviations_keep_their_period():
     assert MosesPreprocessor("de").tokenize("Das ist z.B. gut, oder?") == "das ist z.b. gut , oder ?"
 
 
-def test_case_stays_if_asked():
-    assert MosesPreprocessor("en", lowercase=False).tokenize("We go.") == "We go ."
-
-
 @pytest.mark.parametrize(
     "text", ["we're all born.", "r & d [now]", 'he said "no", i think', "a | b", "isn't it?", "roads in the u.s.", ""]
 )

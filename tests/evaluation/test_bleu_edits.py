@@ -14,7 +14,7 @@ from editable_hf.core import rprop
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_mean
-from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.records import read_records
 
 pytestmark = pytest.mark.compat
 

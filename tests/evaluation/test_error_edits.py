@@ -20,8 +20,8 @@ from editable_hf import ClassConstraint, edit, edited, rmsprop
 from editable_hf.core import rprop, select_parameters
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation import error_edits
-from editable_hf.evaluation.edits import read_records
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.records import read_records
 
 STEPS, NUM_IMAGES = 4, 23
 

@@ -13,7 +13,7 @@ from editable_hf.core import EditStack, select_parameters
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation import sequences
 from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
-from editable_hf.evaluation.sequences import SequenceResult, evaluate_sequences
+from editable_hf.evaluation.sequences import evaluate_sequences, summarize_sequences
 from editable_hf.experiments.report import SEQUENCE_COLUMNS, format_table
 
 STEPS, NUM_IMAGES = 3, 17
@@ -64,7 +64,7 @@ def brute_force(model, rows, requests, layers, alpha):
 
 @pytest.mark.parametrize("layers", CASES)
 @pytest.mark.parametrize("group_size", [1, 4])
-def test_runs_are_those_of_brute_force(test_set, requests, layers, group_size, monkeypatch):
+def test_runs_are_those_of_brute_force(test_set, requests, layers, group_size, monkeypatch, tmp_path):
     build, alpha = CASES[layers]
     model = build()
     before = snapshot(model)
@@ -75,24 +75,20 @@ def test_runs_are_those_of_brute_force(test_set, requests, layers, group_size, m
         sequences, "_run", lambda evaluator, rows, *args: taken.append(rows) or run(evaluator, rows, *args)
     )
     options = {"num_edits": 6, "num_runs": 3, "max_steps": STEPS, "progress": None}
-    result = evaluate_sequences(evaluator, requests, rmsprop(alpha), seed=5, **options)
-    assert changed_names(model, before) == []
-    assert result.error_rates.shape == (3, 7) and result.error_rates.dtype == torch.float64
-    assert result.successes.shape == result.retained.shape == (3, 6)
-    for index, rows in enumerate(taken):
+    runs = evaluate_sequences(evaluator, requests, rmsprop(alpha), seed=5, path=tmp_path / "runs.jsonl", **options)
+    assert changed_names(model, before) == [] and len(runs) == 3
+    for found, rows in zip(runs, taken, strict=True):
         assert len({row["id"] for row in rows}) == 6
         rates, successes, retained = brute_force(model, test_set, rows, layers, alpha)
-        assert result.error_rates[index].tolist() == rates
-        assert result.successes[index].tolist() == successes
-        assert result.retained[index].tolist() == retained
+        assert found == {"error_rates": rates, "successes": successes, "retained": retained}
     assert len({tuple(row["id"] for row in rows) for rows in taken}) == 3
-    assert len(set(result.error_rates.flatten().tolist())) > 2
-    assert result.retained.min() < 1 and result.successes.any()
-    again = evaluate_sequences(evaluator, requests, rmsprop(alpha), seed=5, **options)
-    assert all(torch.equal(*pair) for pair in zip(result, again, strict=True))
-    assert not torch.equal(
-        evaluate_sequences(evaluator, requests, rmsprop(alpha), seed=6, **options).retained, result.retained
-    )
+    assert len({rate for found in runs for rate in found["error_rates"]}) > 2
+    assert min(min(found["retained"]) for found in runs) < 1 and any(any(found["successes"]) for found in runs)
+    # What a killed run left is not repeated, and a run depends on its own seed alone.
+    first = (tmp_path / "runs.jsonl").read_text().splitlines()[0]
+    (tmp_path / "killed.jsonl").write_text(f"{first}\n{first[:9]}")
+    again = evaluate_sequences(evaluator, requests, rmsprop(alpha), seed=5, path=tmp_path / "killed.jsonl", **options)
+    assert again == runs and len(taken) == 5 and taken[3:] == taken[1:3]
 
 
 def test_what_is_retained_is_the_image_that_was_edited(test_set):
@@ -101,28 +97,22 @@ def test_what_is_retained_is_the_image_that_was_edited(test_set):
     evaluator = ErrorDrawdownEvaluator(tiny_resnet(), test_set, images, layers="all")
     rows = [{"id": i, "image_index": i, "label": 0, "target": i % NUM_CLASSES} for i in range(6)]
     options = {"num_edits": 1, "num_runs": 6, "max_steps": 50, "progress": None}
-    result = evaluate_sequences(evaluator, rows, rmsprop(1e-4), **options)
-    assert result.successes.all() and (result.retained == 1).all()
-
-
-def test_mean_and_deviation():
-    rates = [[0.1, 0.2, 0.4], [0.1, 0.3, 0.1], [0.1, 0.4, 0.4]]
-    result = SequenceResult(torch.tensor(rates, dtype=torch.float64), torch.ones(3, 2), torch.ones(3, 2))
-    columns = list(zip(*rates, strict=True))
-    assert result.mean.tolist() == pytest.approx([statistics.mean(column) for column in columns])
-    assert result.deviation.tolist() == pytest.approx([statistics.stdev(column) for column in columns])
-    single = SequenceResult(result.error_rates[:1], result.successes[:1], result.retained[:1])
-    assert single.mean.tolist() == pytest.approx(rates[0]) and single.deviation.tolist() == [0, 0, 0]
+    runs = evaluate_sequences(evaluator, rows, rmsprop(1e-4), **options)
+    assert all(found["successes"] == [True] and found["retained"] == [1] for found in runs)
 
 
 def test_summary():
-    rates = torch.tensor([[0.1, 0.2, 0.4], [0.1, 0.3, 0.2]], dtype=torch.float64)
-    successes, retained = torch.tensor([[True, False], [True, True]]), torch.tensor([[1.0, 0.5], [1.0, 1.0]])
-    row = SequenceResult(rates, successes, retained).summarize("editable")
+    runs = [
+        {"error_rates": [0.1, 0.2, 0.4], "successes": [True, False], "retained": [1.0, 0.5]},
+        {"error_rates": [0.1, 0.3, 0.2], "successes": [True, True], "retained": [1.0, 1.0]},
+    ]
+    row = summarize_sequences("editable", runs)
     assert row["name"] == "editable" and (row["edits_in_a_row"], row["num_runs"]) == (2, 2)
-    assert [row[key] for key in ("before", "after", "deviation")] == pytest.approx([0.1, 0.3, 0.2 / 2**0.5])
+    deviation = statistics.stdev([0.4, 0.2])
+    assert [row[key] for key in ("before", "after", "deviation")] == pytest.approx([0.1, 0.3, deviation])
     assert (row["success_rate"], row["retained_at_the_end"]) == (0.75, 0.75)
-    assert row["error_rates"] == rates.tolist() and row["successes"] == successes.tolist()
+    assert row["error_rates"] == [found["error_rates"] for found in runs]
+    assert summarize_sequences("single", runs[:1])["deviation"] == 0
     titles, _, line = format_table([row], SEQUENCE_COLUMNS).splitlines()
     assert line.split()[1:] == ["10.00%", "30.00%", "14.14%", "75.0%", "75.0%", "2", "2"]
     assert "held at the end" in titles

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from editable_hf.evaluation.edits import read_records
+from editable_hf.evaluation.records import read_records
 from editable_hf.experiments.stages import Stages
 
 FORK = multiprocessing.get_context("fork")

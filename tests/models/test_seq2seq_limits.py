@@ -97,7 +97,7 @@ def test_longest_source_and_target_that_are_allowed(name):
     model = build_short(name)
     tokenizer = NumberTokenizer(model.config)
     sources = [" ".join(["5"] * (longest_source(model) - 1))]
-    assert len(Translator(model, tokenizer, sources, num_beams=2, max_length_ratio=9)()) == 1
+    assert len(Translator(model, tokenizer, sources, num_beams=2)()) == 1
     (row,) = make_edit_requests(model, tokenizer, sources, targets=["6 7"], num_alternatives=3, progress=None)
     longest = [6] * longest_decodable(model)
     constraint = request_constraint({**row, "labels": longest}, model)

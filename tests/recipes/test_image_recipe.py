@@ -82,6 +82,7 @@ def test_rows(write):
             "models: {a: {method: lora}}",
             "row 'a': `method` must be one of gradient, ewc, dknn, cnp, rank_one, got 'lora'",
         ),
+        ("models: {a: {train: false, editor: sgd}}", "row 'a': `editor` must be one of gd, .* got 'sgd'"),
         ("models: {a: {method: ewc}}", "`method: ewc` needs `num_trials`"),
         ("models: {a: {method: dknn}}", "`method: dknn` trains nothing"),
         ("models: {a: {method: dknn, train: false, editor: gd}}", "has no gradient editor: remove editor"),

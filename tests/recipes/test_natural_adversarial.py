@@ -94,40 +94,6 @@ def test_folder_of_examples(tmp_path, capsys):
     assert len(neighbors) == 12 and all(0 <= index < 24 for index in neighbors)
 
 
-def test_killed_sequences_continue(tmp_path, monkeypatch):
-    def config(folder):
-        loaded = load_config(
-            str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(tmp_path), smoke=True
-        )
-        loaded.training["use_cpu"] = True
-        loaded.output_dir = str(tmp_path / folder)
-        loaded.models = {"pretrained": loaded.models["pretrained"]}
-        loaded.adversarial.sequence_rows = ["pretrained"]
-        loaded.adversarial.generalization_rows = []
-        return loaded
-
-    class Killed(Exception):
-        pass
-
-    natural_adversarial.main(config("whole"))
-    evaluate, seeds = adversarial_stages.evaluate_sequences, []
-
-    def run_once(*args, **kwargs):
-        seeds.append(kwargs["seed"])
-        if len(seeds) == 2:
-            raise Killed
-        return evaluate(*args, **kwargs)
-
-    monkeypatch.setattr(adversarial_stages, "evaluate_sequences", run_once)
-    with pytest.raises(Killed):
-        natural_adversarial.main(config("killed"))
-    natural_adversarial.main(config("killed"))
-    assert seeds == [0, 1, 1]
-    whole, killed = (read(tmp_path / name / "results.json") for name in ("whole", "killed"))
-    assert whole["sequences"] == killed["sequences"]
-    assert without_times(whole["rows"]) == without_times(killed["rows"])
-
-
 def test_no_mistakes(tmp_path, monkeypatch):
     config = load_config(str(CONFIGS / "demo.yaml"), own_section="adversarial", output_dir=str(tmp_path), smoke=True)
     config.training["use_cpu"] = True

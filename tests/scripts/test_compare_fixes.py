@@ -82,7 +82,7 @@ def test_shares_are_counted(request_row):
 
 
 def test_sentences_of_an_embedded_request():
-    request = embedded_requests(3)[2]
+    request = embedded_requests()[2]
     found = related_sentences(request)
     assert found[0] == request["source"] and len(found) == len(set(found))
     assert len(found) == 1 + sum(len(request[name]) for name in ("paraphrases", "neighbors", "unrelated"))
