@@ -74,7 +74,7 @@ def library_names(kind):
         top = base.__module__.split(".")[0]
         if top in sys.stdlib_module_names or top in {"editable_hf", "builtins"}:
             continue
-        if top not in WATCHED | {"datasets", "evaluate"}:
+        if top not in WATCHED | {"datasets"}:
             continue
         names |= {name for name in vars(base) if is_private(name)}
         try:

@@ -20,7 +20,6 @@ from editable_hf.core.functional import eval_mode
 from editable_hf.data.image_requests import ImageEditRequests, RankDistribution
 from editable_hf.data.image_transforms import with_pixels
 from editable_hf.data.images import load_natural_adversarial
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.evaluation.generalization import (
     evaluate_generalization,
     head_embedding,
@@ -29,7 +28,7 @@ from editable_hf.evaluation.generalization import (
     summarize_generalization,
 )
 from editable_hf.evaluation.sequences import evaluate_sequences, summarize_sequences
-from editable_hf.experiments.image_measure import EditSets, chosen_editor, load_network
+from editable_hf.experiments.image_measure import EditSets, chosen_editor, load_network, row_evaluator
 from editable_hf.experiments.image_parts import ImageSets
 from editable_hf.experiments.image_recipe import ADVERSARIAL, RANKS, ImageRecipeConfig
 from editable_hf.experiments.image_stages import Rows, TrainingRequests
@@ -171,14 +170,8 @@ def measure_sequences(
 def _measure_sequences(
     config: ImageRecipeConfig, images: ImageSets, edits: EditSets, row: Row, network: Stage, folder: Path
 ) -> None:
-    evaluator = ErrorDrawdownEvaluator(
-        load_network(network, images),
-        images.test,
-        edits.test_images,
-        layers=row["layers"].split(","),
-        batch_size=config.evaluation.batch_size,
-        num_workers=config.evaluation.num_workers,
-    )
+    model, layers = load_network(network, images), row["layers"].split(",")
+    evaluator = row_evaluator(config, model, layers, images.test, edits.test_images)
     runs = evaluate_sequences(
         evaluator,
         list(edits.test),

@@ -11,10 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
 from editable_hf.experiments.drawdown_by_class import drawdown_by_class, own_class_ratio
 from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
-from editable_hf.experiments.image_measure import chosen_editor, load_network
+from editable_hf.experiments.image_measure import chosen_editor, load_network, row_evaluator
 from editable_hf.experiments.image_parts import ImageSets
 from editable_hf.experiments.image_recipe import ImageRecipeConfig
 from editable_hf.experiments.image_stages import Rows
@@ -65,14 +64,8 @@ def make_figure_2(config: ImageRecipeConfig, stages: Stages, images: ImageSets, 
 def _describe(
     config: ImageRecipeConfig, images: ImageSets, rows: Rows, name: str, folder: Path
 ) -> tuple[EditSpace, Tensor]:
-    options = config.models[name]
-    evaluator = ErrorDrawdownEvaluator(
-        load_network(rows.networks[name], images),
-        images.test,
-        layers=options.layers,
-        batch_size=config.evaluation.batch_size,
-        num_workers=config.evaluation.num_workers,
-    )
+    model, layers = load_network(rows.networks[name], images), config.models[name].layers
+    evaluator = row_evaluator(config, model, layers, images.test, images.test)
     labels, count = evaluator.labels, min(config.figure_2.num_edits, evaluator.num_images)
     requests = make_image_requests(labels.tolist(), images.num_classes, count, config.seed + 2)
     editor, max_steps = chosen_editor(rows.table[name]), config.evaluation.max_steps

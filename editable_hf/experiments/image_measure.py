@@ -70,7 +70,7 @@ def measure_row(
     """
     max_steps = config.evaluation.max_steps
     subject = row_subject(config, images, network, edits, name, folder)
-    evaluator = _evaluator(config, subject.model, subject.layers, images.test, edits.test_images)
+    evaluator = row_evaluator(config, subject.model, subject.layers, images.test, edits.test_images)
     path = folder / "edits.jsonl"
     records = evaluator.evaluate(edits.test, subject.editor, max_steps=max_steps, path=path, progress=name)
     row = evaluator.summarize(name, records, max_steps=max_steps, **subject.entries)
@@ -99,7 +99,7 @@ def _validation(
     @cache
     def evaluator() -> ErrorDrawdownEvaluator:
         scored = images.validation.select(range(min(options.num_validation_images, len(images.validation))))
-        return _evaluator(config, model, config.models[name].layers, scored, edits.validation_images)
+        return row_evaluator(config, model, config.models[name].layers, scored, edits.validation_images)
 
     def validate(editor: Editor, title: str | None = None) -> Row:
         kept = {} if title is None else {"path": folder / f"validation-{title}.jsonl"}
@@ -112,8 +112,9 @@ def _validation(
     return validate
 
 
-def _evaluator(
+def row_evaluator(
     config: ImageRecipeConfig, model: PreTrainedModel, layers: list[str], scored: Dataset, edit_images: Dataset
 ) -> ErrorDrawdownEvaluator:
+    """Measures edits of `edit_images` by what they do to the images `scored`."""
     sizes = {"batch_size": config.evaluation.batch_size, "num_workers": config.evaluation.num_workers}
     return ErrorDrawdownEvaluator(model, scored, edit_images, layers=layers, **sizes)
