@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import lzma
 from importlib.resources import files
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -27,22 +26,18 @@ def embedded_corpus() -> DatasetDict:
 
     Returns:
         The splits `train` (20,000 pairs), `validation` (500) and `test` (1,000) with the string columns `source`
-        (German), `target` (English), `template` (such as "travel.delay") and `domain`. Text is cased, punctuated and
-        not tokenized.
+        (German), `target` (English) and `template` (such as "travel.delay"). Text is cased, punctuated and not
+        tokenized.
 
     Example:
         >>> embedded_corpus()["train"].column_names
-        ['source', 'target', 'template', 'domain']
+        ['source', 'target', 'template']
     """
     rows = [line.split("\t") for line in _lines("pairs.tsv.xz")]
     splits = {"train": rows[1_500:], "validation": rows[1_000:1_500], "test": rows[:1_000]}
-    columns = {name: zip(*part, strict=True) for name, part in splits.items()}
-    return DatasetDict({name: Dataset.from_dict(_with_domain(*texts)) for name, texts in columns.items()})
-
-
-def _with_domain(source: tuple[str, ...], target: tuple[str, ...], template: tuple[str, ...]) -> dict[str, Any]:
-    domain = [name.split(".")[0] for name in template]
-    return {"source": source, "target": target, "template": template, "domain": domain}
+    names = ("source", "target", "template")
+    columns = {part: dict(zip(names, zip(*split, strict=True), strict=True)) for part, split in splits.items()}
+    return DatasetDict({part: Dataset.from_dict(texts) for part, texts in columns.items()})
 
 
 def embedded_requests() -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Split names in use, by the part they play: fairseq's, Multi30k's, the hub's.
 SPLIT_CANDIDATES = {
@@ -22,14 +22,12 @@ class ParallelText:
         sources: Source sentences.
         targets: Target sentences.
         target_texts: Untokenized references where the corpus has them beside tokenized `targets`, else `None`.
-        extra: Further columns by name, kept as they are.
     """
 
     name: str
     sources: Sequence[str]
     targets: Sequence[str]
     target_texts: Sequence[str] | None = None
-    extra: Mapping[str, Sequence] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -45,7 +43,6 @@ class ParallelText:
             sources=pick(self.sources),
             targets=pick(self.targets),
             target_texts=None if self.target_texts is None else pick(self.target_texts),
-            extra={name: pick(column) for name, column in self.extra.items()},
         )
 
 

@@ -42,8 +42,7 @@ class TranslationData:
     Attributes:
         splits: "train", "validation" and "test". Columns: `source` and `target`, the text that the model sees
             (Moses-tokenized and lower-cased, tokens separated by spaces), and `target_text`, the reference of
-            detokenized BLEU (the raw text where the corpus has it, else the target detokenized). The embedded corpus
-            has columns of its own besides.
+            detokenized BLEU (the raw text where the corpus has it, else the target detokenized).
         name: The corpus, e.g. "IWSLT14 De-En, folder iwslt14_de_en".
         test_name: The test set that is scored, with its number of pairs, for reports.
     """
@@ -149,12 +148,8 @@ def _read_embedded(source_lang: str, target_lang: str) -> dict[str, ParallelText
             f"Expected 'de' to 'en' for the embedded corpus, but got {source_lang!r} to {target_lang!r}; leave "
             "`source_lang` and `target_lang` at their defaults."
         )
-    pairs = {}
-    for part, split in embedded_corpus().items():
-        extra = {name: list(split[name]) for name in split.column_names if name not in ("source", "target")}
-        target_texts = extra.pop("target_text", None)
-        pairs[part] = ParallelText(part, list(split["source"]), list(split["target"]), target_texts, extra)
-    return pairs
+    corpus = embedded_corpus()
+    return {part: ParallelText(part, split["source"][:], split["target"][:]) for part, split in corpus.items()}
 
 
 def _recognize_tokenized(pairs: Mapping[str, ParallelText], source: str) -> bool:
@@ -181,9 +176,7 @@ def _sample(text: ParallelText, limit: int | None, seed: int) -> ParallelText:
 
 def _as_it_is(text: ParallelText) -> Dataset:
     target_texts = text.target_texts or text.targets
-    return Dataset.from_dict(
-        {"source": text.sources, "target": target_texts, "target_text": target_texts, **text.extra}
-    )
+    return Dataset.from_dict({"source": text.sources, "target": target_texts, "target_text": target_texts})
 
 
 def _tokenize(
@@ -202,9 +195,7 @@ def _tokenize(
             tokens = [(source_moses.tokenize(source), target_moses.tokenize(target)) for source, target in bar]
             sources, targets = [source for source, _ in tokens], [target for _, target in tokens]
             target_texts = text.target_texts or text.targets
-        splits[part] = Dataset.from_dict(
-            {"source": sources, "target": targets, "target_text": target_texts, **text.extra}
-        )
+        splits[part] = Dataset.from_dict({"source": sources, "target": targets, "target_text": target_texts})
     return splits
 
 

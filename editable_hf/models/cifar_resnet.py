@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from editable_hf.models.image_classifier import ImageClassifier
-from editable_hf.seams.transformers_seam import init
 
 CHANNELS = (16, 32, 64)
 
@@ -62,6 +61,7 @@ class CifarResNetForImageClassification(ImageClassifier):
     """
 
     config_class = CifarResNetConfig
+    kaiming = (nn.Conv2d, nn.Linear)
 
     def __init__(self, config: CifarResNetConfig):
         super().__init__(config)
@@ -73,11 +73,6 @@ class CifarResNetForImageClassification(ImageClassifier):
         self.layer3 = _stage(CHANNELS[1], CHANNELS[2], blocks)
         self.linear = nn.Linear(CHANNELS[2], config.num_labels)
         self.post_init()
-
-    def start_weights(self, module: nn.Module) -> None:
-        super().start_weights(module)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            init.kaiming_normal_(module.weight)
 
     def classify(self, pixel_values: Tensor) -> Tensor:
         hidden = F.relu(self.bn1(self.conv1(pixel_values)))
@@ -148,22 +143,18 @@ def load_published_cifar_resnet(path: str | Path) -> CifarResNetForImageClassifi
 def _read_published(path: Path) -> dict[str, Tensor]:
     """The weights by name, without the `module.` that DataParallel puts before each."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        return {name.removeprefix("module."): value.detach() for name, value in state.items()}
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(
-            f"{path} is not a file of torch weights ({type(error).__name__}). Give a `.th` file of "
+            f"{path} is not a file of torch weights under 'state_dict' ({type(error).__name__}). Give a `.th` file of "
             "akamaster/pytorch_resnet_cifar10; one saved as a Hugging Face model loads with `from_pretrained`."
         ) from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{path} has no tensors under 'state_dict', but holds {_summary(content)}. Give a `.th` file as published "
-            "in akamaster/pytorch_resnet_cifar10, or save yours as `torch.save({'state_dict': weights}, path)`."
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _summary(content: Any) -> str:
-    if isinstance(content, dict):
-        return f"a dict of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
-    return f"a {type(content).__name__}"

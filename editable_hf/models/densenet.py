@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from editable_hf.models.image_classifier import ImageClassifier
-from editable_hf.seams.transformers_seam import init, may_miss_batch_counters
+from editable_hf.seams.transformers_seam import may_miss_batch_counters
 
 # timm's names for torchvision's architectures.
 DENSENET_SIZES: dict[str, dict[str, Any]] = {
@@ -96,17 +96,13 @@ class DenseNetForImageClassification(ImageClassifier):
     """
 
     config_class = DenseNetConfig
+    kaiming = (nn.Conv2d,)
 
     def __init__(self, config: DenseNetConfig):
         super().__init__(config)
         self.features = _features(config)
         self.classifier = nn.Linear(self.features.norm5.num_features, config.num_labels)
         self.post_init()
-
-    def start_weights(self, module: nn.Module) -> None:
-        super().start_weights(module)
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight)
 
     def classify(self, pixel_values: Tensor) -> Tensor:
         hidden = F.relu(self.features(pixel_values))  # (batch, channels, height / 32, width / 32)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from editable_hf.seams.transformers_seam import StartsWeights
+from editable_hf.seams.transformers_seam import StartsWeights, init
 
 
 class ImageClassifier(StartsWeights, PreTrainedModel, ABC):
     """An image classifier of `transformers`; a subclass says what its logits are."""
 
+    kaiming: tuple[type[nn.Module], ...] = ()  # layers whose new weights are He et al.'s
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+
+    def start_weights(self, module: nn.Module) -> None:
+        super().start_weights(module)
+        if isinstance(module, self.kaiming):
+            init.kaiming_normal_(module.weight)
 
     @abstractmethod
     def classify(self, pixel_values: Tensor) -> Tensor:

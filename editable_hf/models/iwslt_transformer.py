@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import MarianConfig, PreTrainedTokenizerBase
+
+from editable_hf.seams.transformers_seam import sinusoidal_tables
 
 TRANSFORMER_SIZES: dict[str, dict[str, Any]] = {
     # transformer_iwslt_de_en: the two languages have their own embeddings, the decoder's is tied to the output.
@@ -88,3 +91,12 @@ def iwslt_transformer_config(
         forced_eos_token_id=None,
         attn_implementation="eager",
     )
+
+
+def freeze_position_tables(model: nn.Module) -> None:
+    """Marks sinusoidal position tables as constants, which `from_pretrained` makes trainable (transformers 5.23).
+
+    They never get a gradient, so several processes would wait for one and stop.
+    """
+    for table in sinusoidal_tables(model):
+        table.weight.requires_grad_(False)

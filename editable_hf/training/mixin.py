@@ -17,7 +17,7 @@ from editable_hf.core.constraints import IGNORE_INDEX, JointConstraint
 from editable_hf.core.editing import Constraint, edit
 from editable_hf.core.functional import widened
 from editable_hf.core.losses import distillation_loss, edit_loss, objective
-from editable_hf.models.position_tables import freeze_position_tables
+from editable_hf.models.iwslt_transformer import freeze_position_tables
 from editable_hf.seams.transformers_seam import TrainerHooks
 from editable_hf.training.accumulation import count_labels, labels_of
 from editable_hf.training.attached_editor import (

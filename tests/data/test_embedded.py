@@ -19,7 +19,7 @@ def requests():
 def test_sizes_and_columns(corpus):
     assert {split: len(rows) for split, rows in corpus.items()} == {"train": 20_000, "validation": 500, "test": 1_000}
     for rows in corpus.values():
-        assert rows.column_names == ["source", "target", "template", "domain"]
+        assert rows.column_names == ["source", "target", "template"]
 
 
 def test_all_pairs_are_distinct_across_splits(corpus):
@@ -30,7 +30,7 @@ def test_all_pairs_are_distinct_across_splits(corpus):
 
 def test_templates_are_even(corpus):
     counts = Counter(corpus["train"]["template"])
-    assert len(counts) == 116 and len(set(corpus["train"]["domain"])) == 18
+    assert len(counts) == 116
     assert max(counts.values()) <= 1.1 * min(counts.values())
     assert max(counts.values()) <= 0.04 * 20_000
 

@@ -276,23 +276,12 @@ def test_unloadable_hub_dataset_is_an_error(hub):
         load_translation_data("a/b")
 
 
-def test_embedded_corpus_keeps_its_own_columns(monkeypatch):
-    corpus = {"source": ["Ja, gut."], "target": ["Yes, good."], "template": [3], "domain": ["talk"]}
-    monkeypatch.setattr("editable_hf.data.translation.embedded_corpus", lambda: hub_dataset(corpus))
-    data = load_translation_data("embedded")
-    assert data.splits["test"][0] == {
-        "source": "ja , gut .",
-        "target": "yes , good .",
-        "target_text": "Yes, good.",
-        "template": 3,
-        "domain": "talk",
-    }
-    assert data.name == "De-En, embedded corpus"
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
+def test_embedded_corpus_has_one_direction():
     with pytest.raises(ValueError, match="Expected 'de' to 'en' for the embedded corpus, but got 'en' to 'de'"):
         load_translation_data("embedded", source_lang="en", target_lang="de")
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 def test_iwslt14_has_the_papers_splits_untouched():
     folder = SHARED / "iwslt14_de_en"
     data = load_translation_data(str(folder))
