@@ -140,30 +140,11 @@ CASES = {
         ValueError,
         "is not valid YAML.*see recipes",
     ),
-    "recipe: a list": (write("configs/iwslt_de_en/demo.yaml", "- a\n"), translation_config, ValueError, "demo.yaml"),
-    "recipe: unknown section": (
-        write("configs/iwslt_de_en/demo.yaml", "trainin: {}\n"),
-        translation_config,
-        ValueError,
-        "trainin",
-    ),
-    "recipe: unknown key": (
-        write("configs/iwslt_de_en/demo.yaml", "data: {sources: x}\n"),
-        translation_config,
-        ValueError,
-        "sources",
-    ),
     "images recipe: unknown row": (
         nothing,
         configuration(image_recipe.load_config, "cifar10/demo.yaml", own_section="figure_2", rows=["mine"]),
         ValueError,
         "mine",
-    ),
-    "images recipe: unknown method": (
-        write("configs/cifar10/demo.yaml", "models: {a: {method: magic}}\n"),
-        cifar_config,
-        ValueError,
-        "magic",
     ),
     "checkpoint: more than any float": (
         set_json("model/editor_config.json", hyperparameters={"learning_rate": 10**400}),
