@@ -74,15 +74,10 @@ def _read_split(split: Dataset, name: str, source_lang: str, target_lang: str) -
 def _column(split: Dataset, name: str, language: str) -> list[str | None]:
     if language in split.column_names:
         return list(split[language])
-    if "translation" not in split.column_names:
+    pairs = list(split["translation"]) if "translation" in split.column_names else []
+    if not pairs or language not in pairs[0]:
         raise ValueError(
-            f"Expected the split {name!r} to have a column {language!r} or 'translation', but its columns are "
-            f"{split.column_names}; set `source_lang` and `target_lang`."
-        )
-    pairs = list(split["translation"])
-    if pairs and language not in pairs[0]:
-        raise ValueError(
-            f"Expected the column 'translation' of the split {name!r} to have the language {language!r}, but it has "
-            f"{sorted(pairs[0])}; set `source_lang` and `target_lang`."
+            f"Expected the split {name!r} to have a column {language!r}, or one 'translation' with that language, but "
+            f"it has {sorted(pairs[0]) if pairs else split.column_names}; set `source_lang` and `target_lang`."
         )
     return [pair[language] for pair in pairs]

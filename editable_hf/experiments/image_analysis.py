@@ -11,8 +11,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.experiments.drawdown_by_class import drawdown_by_class, own_class_ratio
-from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
+from editable_hf.experiments.edit_space import (
+    EditSpace,
+    describe_edits,
+    drawdown_by_class,
+    embed_edits,
+    explained_variance,
+    own_class_ratio,
+)
 from editable_hf.experiments.image_measure import chosen_editor, load_network, row_evaluator
 from editable_hf.experiments.image_parts import ImageSets
 from editable_hf.experiments.image_recipe import ImageRecipeConfig

@@ -23,9 +23,15 @@ from editable_hf.experiments.image_measure import RESAMPLED, EditSets, load_netw
 from editable_hf.experiments.image_parts import ImageSets, load_classifier
 from editable_hf.experiments.image_recipe import RANDOM, ImageRecipeConfig, RowOptions
 from editable_hf.experiments.plots import plot_drawdowns, plot_rate_curves, plots_available
-from editable_hf.experiments.rate_curves import curves_of, format_curves
 from editable_hf.experiments.recipe_config import folder_name
-from editable_hf.experiments.report import ERROR_COLUMNS, format_ratios, format_table, write_results
+from editable_hf.experiments.report import (
+    ERROR_COLUMNS,
+    curves_of,
+    format_curves,
+    format_ratios,
+    format_table,
+    write_results,
+)
 from editable_hf.experiments.row_methods import Row
 from editable_hf.experiments.stages import Stage, Stages
 from editable_hf.models import ExtraBlockForImageClassification

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editable_hf.experiments.drawdown_by_class import drawdown_by_class, own_class_ratio
+from editable_hf.experiments.edit_space import drawdown_by_class, own_class_ratio
 
 
 def brute_force(predictions, before, labels, edited, num_classes):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from editable_hf.experiments.plots import plot_rate_curves
-from editable_hf.experiments.rate_curves import curves_of, drawdown_at, format_curves
+from editable_hf.experiments.report import curves_of, drawdown_at, format_curves
 
 CURVE = [
     {"learning_rate": rate, "drawdown": drawdown, "success_rate": success}
