@@ -207,12 +207,6 @@ def load_network(path: str) -> PreTrainedModel:
     return AutoModelForImageClassification.from_pretrained(path).eval()
 
 
-def load_data(source: str, seed: int) -> ImageData:
-    if source == "embedded":
-        return load_image_data(source, seed=seed)
-    return load_image_data("cifar10", **{"path" if Path(source).is_dir() else "dataset_id": source}, seed=seed)
-
-
 def methods_of(
     args: argparse.Namespace, plain: PreTrainedModel, editable: PreTrainedModel, config: EditorConfig, train: Dataset
 ) -> list[tuple[Method, list[str]]]:
@@ -234,7 +228,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         plain, editable = (load_network(path).to(device) for path in (args.plain, args.editable))
         config = EditorConfig.find(args.editable) if Path(args.editable).is_dir() else None
-        data = load_data(args.data, args.seed)
+        data = load_image_data(args.data, seed=args.seed)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if config is None:

@@ -109,8 +109,9 @@ def read_hub_images(dataset_id: str, revision: str | None, image_column: str, la
         splits = load_dataset(dataset_id, revision=revision)
     except OSError as error:
         raise FileNotFoundError(
-            f"Expected to read {dataset_id!r} from the hub or its cache, but that failed ({error}); check the "
-            f"spelling and the network, or set `path` to a folder with {_CIFAR10_LAYOUTS}."
+            f"Expected {dataset_id!r} to be 'embedded', a folder, or a dataset on the hub or in its cache, but it "
+            f"cannot be read ({error}); check the spelling and the network, or give the folder of your images, which "
+            f"has `train` and `test` in it, or one with {_CIFAR10_LAYOUTS}."
         ) from error
     chosen = DatasetDict()
     for part in ("train", "test"):

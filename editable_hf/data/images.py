@@ -26,8 +26,7 @@ from editable_hf.data.image_sources import (
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED, CIFAR10, FOLDER = "embedded", "cifar10", "folder"
-CIFAR10_ID = "uoft-cs/cifar10"
+EMBEDDED = "embedded"
 
 # Per channel, of pixels in [0, 1].
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -37,7 +36,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # with the paper's only on this test set, so it is recognized by content and not by the name of a folder.
 _CIFAR10_TEST_SHA256 = "0ae072db3437edb693feba85f2d9dec41036f6e2f6d6f2cbd900da3ee13568b6"
 
-_DIGITS_TEST, _DIGITS_VALIDATION = 400, 200
+_DIGITS_TEST, _DIGITS_VALIDATION, _NUM_HELD_OUT = 400, 200, 5_000
 _IMAGENET_SIZE = 224
 
 
@@ -53,6 +52,7 @@ class ImageData:
         std: Same.
         image_size: Height and width of the model's input, in pixels.
         horizontal_flips: Whether a mirrored image is still an example of its class.
+        photos: Whether the images have sizes of their own, so that they must be scaled and cropped.
     """
 
     splits: DatasetDict
@@ -62,10 +62,11 @@ class ImageData:
     std: tuple[float, float, float]
     image_size: int
     horizontal_flips: bool = True
+    photos: bool = False
 
     @property
     def class_names(self) -> list[str]:
-        """By label; the folder names for `folder`."""
+        """By label; the names of the folders of photos."""
         return self.splits["train"].features["label"].names
 
     @property
@@ -77,8 +78,6 @@ class ImageData:
 def load_image_data(
     source: str,
     *,
-    path: str | os.PathLike | None = None,
-    dataset_id: str = CIFAR10_ID,
     revision: str | None = None,
     image_column: str = "img",
     label_column: str = "label",
@@ -94,16 +93,15 @@ def load_image_data(
     """Loads the data of the image experiments (sections 4.1 to 4.3).
 
     Args:
-        source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); "cifar10", from the hub or from `path`;
-            "folder", `path/train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, decoded at
-            access; or a folder of either kind in place of `source` and `path`. Without `test`, as ImageNet has it,
-            `val` is the test set. What is no image by its ending is left out and counted. A broken file stops the run
-            with its name when it is read, if the transform is attached with [`with_pixels`].
-        path: Folder with the data. For "cifar10": cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites.
-        dataset_id: Name on the hub, for "cifar10" without `path`; with splits "train" and "test".
+        source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); a folder with CIFAR-10
+            (cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites); a folder of photos,
+            `train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, decoded at access; or the id
+            of a dataset on the hub with images of 32x32 pixels, "uoft-cs/cifar10". Without `test`, as ImageNet has
+            it, `val` is the test set. What is no image by its ending is left out and counted. A broken file stops the
+            run with its name when it is read, if the transform is attached with [`with_pixels`].
         revision: Branch, tag or commit on the hub.
         image_column, label_column: Names of the hub dataset's images and labels.
-        class_ids: For "folder": class ids by folder name, or a tab-separated file of them, where a model expects its
+        class_ids: Of photos: class ids by folder name, or a tab-separated file of them, where a model expects its
             own numbering. By default folders are numbered in sorted order (with all of ImageNet: its ids 0 to 999).
         image_size: Of the model's input, in pixels: by default 16, 32 and 224. The digits alone are stored at it.
         num_validation: Images held out, the last ones of a shuffle by `seed`: by default 200, 5,000 and a twentieth,
@@ -122,16 +120,27 @@ def load_image_data(
         ValueError: If a file is damaged, a class unknown or an option does not fit `source`.
         ImportError: If scikit-learn is missing for "embedded".
     """
-    source, path = _source_and_path(source, path)
-    _check_options(source, path, class_ids, validation_from)
+    if validation_from not in ("train", "test"):
+        raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
+    folder, held_out = Path(source).expanduser(), _NUM_HELD_OUT
     if source == EMBEDDED:
-        data = _load_digits(image_size or 16)
-    elif source == CIFAR10:
-        data = _load_cifar10(path, dataset_id, revision, image_column, label_column, image_size=image_size or 32)
+        data, held_out = _load_digits(image_size or 16), _DIGITS_VALIDATION
+    elif not folder.is_dir():
+        data = _load_hub(source, revision, image_column, label_column, image_size or 32)
+    elif is_cifar10_folder(folder):
+        data = _load_cifar10(folder, image_size or 32)
     else:
-        data = _load_folder(Path(path).expanduser().absolute(), class_ids, image_size or _IMAGENET_SIZE)
+        data = _load_folder(folder.absolute(), class_ids, image_size or _IMAGENET_SIZE)
+        held_out = max(1, min(10_000, len(data.splits["train"]) // 20))
+    if class_ids is not None and not data.photos:
+        raise ValueError(f"`class_ids` are for a folder of photos, but {source!r} numbers its own classes.")
+    if num_validation is not None and "validation" in data.splits:
+        raise ValueError(
+            f"The {data.name} has validation images of its own, but `num_validation` asks for {num_validation} more; "
+            "leave it out, or remove the folder."
+        )
     limits = {"train": max_train_samples, "validation": max_validation_samples, "test": max_test_samples}
-    return _divide(data, _num_held_out(source, data, num_validation), validation_from, limits, seed)
+    return _divide(data, held_out if num_validation is None else num_validation, validation_from, limits, seed)
 
 
 def load_natural_adversarial(
@@ -158,34 +167,6 @@ def load_natural_adversarial(
     return images_of_paths(images, ids)
 
 
-def _source_and_path(source: str, path: str | os.PathLike | None) -> tuple[str, str | os.PathLike | None]:
-    """Takes a folder in place of the name of a source for what it holds."""
-    folder = Path(source).expanduser()
-    if source in (EMBEDDED, CIFAR10, FOLDER) or path is not None or not folder.is_dir():
-        return source, path
-    return CIFAR10 if is_cifar10_folder(folder) else FOLDER, folder
-
-
-def _check_options(source: str, path: str | os.PathLike | None, class_ids, validation_from: str) -> None:
-    if validation_from not in ("train", "test"):
-        raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
-    if source not in (EMBEDDED, CIFAR10, FOLDER):
-        raise ValueError(
-            f"Expected `source` to be {EMBEDDED!r}, {CIFAR10!r}, {FOLDER!r} or an existing folder, but got "
-            f"{source!r}; for images of your own give their folder, which has `train` and `test` in it."
-        )
-    if (source == FOLDER and path is None) or (source == EMBEDDED and path is not None):
-        raise ValueError(
-            f"Expected `path` with {FOLDER!r} and not with {EMBEDDED!r}, but got path={path!r} with {source!r}; "
-            "set or remove it."
-        )
-    if class_ids is not None and source != FOLDER:
-        raise ValueError(
-            f"Expected `class_ids` only with {FOLDER!r}, but got it with {source!r}, which numbers its own classes; "
-            "remove it."
-        )
-
-
 def _load_digits(image_size: int) -> ImageData:
     images = read_digits(image_size)
     # One test set for all seeds, so that runs with different seeds compare.
@@ -199,22 +180,18 @@ def _load_digits(image_size: int) -> ImageData:
     )
 
 
-def _load_cifar10(path: str | os.PathLike | None, *hub: str | None, image_size: int) -> ImageData:
-    moments = (CIFAR10_MEAN, CIFAR10_STD, image_size)
-    if path is None:
-        splits = read_hub_images(*hub)
-        return ImageData(splits, f"hub dataset {hub[0]}", f"test of the hub dataset {hub[0]}", *moments)
-    folder = Path(path).expanduser()
+def _load_hub(dataset_id: str, revision: str | None, image_column: str, label_column: str, size: int) -> ImageData:
+    splits, name = read_hub_images(dataset_id, revision, image_column, label_column), f"hub dataset {dataset_id}"
+    return ImageData(splits, name, f"test of the {name}", CIFAR10_MEAN, CIFAR10_STD, size)
+
+
+def _load_cifar10(folder: Path, image_size: int) -> ImageData:
     arrays = read_cifar10_folder(folder)
     splits = DatasetDict({part: images_of_arrays(*pair, CIFAR10_CLASSES) for part, pair in arrays.items()})
-    origin = f"folder {folder.resolve().name}"
-    known = _sha256(*arrays["test"]) == _CIFAR10_TEST_SHA256
-    return ImageData(
-        splits,
-        f"CIFAR-10, {origin}" if known else origin,
-        "CIFAR-10 test set" if known else f"test of the {origin}",
-        *moments,
-    )
+    name, test_name = f"folder {folder.resolve().name}", f"test of the folder {folder.resolve().name}"
+    if _sha256(*arrays["test"]) == _CIFAR10_TEST_SHA256:
+        name, test_name = f"CIFAR-10, {name}", "CIFAR-10 test set"
+    return ImageData(splits, name, test_name, CIFAR10_MEAN, CIFAR10_STD, image_size)
 
 
 def _load_folder(folder: Path, class_ids, image_size: int) -> ImageData:
@@ -235,7 +212,7 @@ def _load_folder(folder: Path, class_ids, image_size: int) -> ImageData:
     splits = DatasetDict({part: images_of_paths(files, ids) for part, files in images.items()})
     origin = f"folder {folder.resolve().name}"
     test_name = f"{places['test'].name} of the {origin}"
-    return ImageData(splits, origin, test_name, IMAGENET_MEAN, IMAGENET_STD, image_size)
+    return ImageData(splits, origin, test_name, IMAGENET_MEAN, IMAGENET_STD, image_size, photos=True)
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -263,19 +240,6 @@ def _check_known(classes: Mapping[str, Sequence[str]], class_ids: Mapping[str, i
             f"Expected a class id for every folder of {folder}, but {len(unknown)} of {len(classes)} have none, e.g. "
             f"{unknown[0]}; add it to `class_ids`, which has {len(class_ids)} names, or remove the folder."
         )
-
-
-def _num_held_out(source: str, data: ImageData, asked: int | None) -> int:
-    """How many images become validation images, where the data have none of their own."""
-    if "validation" in data.splits and asked is not None:
-        raise ValueError(
-            f"The {data.name} has validation images of its own, but `num_validation` asks for {asked} more; leave it "
-            "out, or remove the folder."
-        )
-    if asked is not None:
-        return asked
-    twentieth = max(1, min(10_000, len(data.splits["train"]) // 20))
-    return {EMBEDDED: _DIGITS_VALIDATION, CIFAR10: 5_000}.get(source, twentieth)
 
 
 def _hold_out(rows: np.ndarray, part: str, num_validation: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,6 @@ class ImageDataOptions:
     """
 
     source: str = "embedded"
-    path: str | None = None
     class_ids: str | None = None
     image_size: int | None = None
     num_validation: int | None = None
@@ -96,7 +95,7 @@ def load_images(options: ImageDataOptions, seed: int) -> ImageSets:
     arguments = {name: value for name, value in asdict(options).items() if name != "normalization"}
     data = load_image_data(**arguments, seed=seed)
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if options.normalization == "imagenet" else (data.mean, data.std)
-    photos = options.source == "folder"  # of all sizes: scaled so that the shorter side is 8/7 of the crop, as usual
+    photos = data.photos  # scaled so that the shorter side is 8/7 of the crop, as usual
     plain = EvalTransform(data.image_size, mean, std, resize=data.image_size * 8 // 7 if photos else None)
     kind = "resized_crop" if photos else "crop"
     augment = TrainTransform(data.image_size, mean, std, kind=kind, flip=data.horizontal_flips)

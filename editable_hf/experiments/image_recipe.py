@@ -188,7 +188,7 @@ def load_config(
         smoke: Sizes with which all runs within seconds.
         seed: Instead of the file's.
         rows: Only these of the file's rows.
-        data: Instead of the file's `path`.
+        data: Instead of the file's `source`.
         weights: Instead of the file's, and instead of pretraining.
         natural_adversarial: Instead of the file's `source`.
         embedding: Instead of the file's.
@@ -197,7 +197,7 @@ def load_config(
         ValueError: For an unknown section, key or row, naming those that exist, or what is not a section.
     """
     file = RecipeFile(config, [name for name in _NAMES if name not in _OWN or name == own_section])
-    file.override({"data": {"path": data}, "model": {"weights": weights}})
+    file.override({"data": {"source": data}, "model": {"weights": weights}})
     if own_section == ADVERSARIAL_SECTION:
         file.override({ADVERSARIAL_SECTION: {"source": natural_adversarial, "embedding": embedding}})
     pretrain = {} if weights is not None else file.sections["pretrain"]

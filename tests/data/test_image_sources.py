@@ -11,6 +11,7 @@ from PIL import Image
 
 import editable_hf.data.image_sources as image_sources
 import editable_hf.data.images as images
+from editable_hf.data.image_sources import read_cifar10_folder
 from editable_hf.data.images import load_image_data
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -80,7 +81,7 @@ def write_sprites(folder, arrays):
 @pytest.mark.parametrize("write", [write_python2, write_python3, write_binary, write_sprites])
 def test_cifar10_layouts_give_the_same_images(tmp_path, arrays, write):
     write(tmp_path, arrays)
-    data = load_image_data("cifar10", path=tmp_path, num_validation=5)
+    data = load_image_data(str(tmp_path), num_validation=5)
     assert sizes(data) == {"train": 35, "validation": 5, "test": 8}
     assert np.array_equal(pixels_of(data.splits["test"]), arrays["test"][0])
     assert list(data.splits["test"]["label"]) == list(range(8))
@@ -93,13 +94,13 @@ def test_cifar10_layouts_give_the_same_images(tmp_path, arrays, write):
 def test_unpacked_archive_is_found_in_its_folder(tmp_path, arrays):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     write_binary(tmp_path / "cifar-10-batches-bin", arrays)
-    assert sizes(load_image_data("cifar10", path=str(tmp_path), num_validation=10))["train"] == 30
+    assert sizes(load_image_data(str(tmp_path), num_validation=10))["train"] == 30
 
 
 def test_test_set_is_recognized_by_content(tmp_path, arrays, monkeypatch):
     write_binary(tmp_path, arrays)
     monkeypatch.setattr(images, "_CIFAR10_TEST_SHA256", images._sha256(*arrays["test"]))
-    data = load_image_data("cifar10", path=tmp_path, num_validation=5)
+    data = load_image_data(str(tmp_path), num_validation=5)
     assert data.test_name == "CIFAR-10 test set (8 images)" and data.name == f"CIFAR-10, folder {tmp_path.name}"
     # The order of the images does not matter, which label goes with which does.
     pixels, labels = arrays["test"]
@@ -117,7 +118,7 @@ def test_pickles_run_no_code(tmp_path, arrays, monkeypatch):
     write_python3(tmp_path, arrays)
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps({"data": Attack(), "labels": [0]}))
     with pytest.raises(ValueError, match=r"data_batch_2 to be a pickle of arrays.*it asks for \w+\.mkdir"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
     assert not (tmp_path / "attacked").exists()
 
 
@@ -135,7 +136,7 @@ def test_damaged_pickles_are_errors(tmp_path, arrays, name, content, message):
     write_python3(tmp_path, arrays)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
 
 
 def test_damaged_binary_batches_are_errors(tmp_path, arrays):
@@ -144,33 +145,32 @@ def test_damaged_binary_batches_are_errors(tmp_path, arrays):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=r"data_batch_4\.bin to hold records of 3073 bytes, but its size is 24583"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
     path.write_bytes(b"\x0a" + whole[1:])
     with pytest.raises(ValueError, match=r"data_batch_4\.bin .* labels from 0 to 9"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_4\.bin, but there is no such file"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
 
 
 def test_damaged_sprites_are_errors(tmp_path, arrays):
     write_sprites(tmp_path, arrays)
     (tmp_path / "train_03.webp").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match=r"a sprite in .*train_03\.webp, but it cannot be decoded"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
     Image.new("RGB", (40, 32)).save(tmp_path / "train_03.webp", lossless=True)
     with pytest.raises(ValueError, match=r"train_03\.webp to be tiles of 32x32 pixels, but it has 40x32"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
     (tmp_path / "train_03.webp").unlink()
     with pytest.raises(ValueError, match=r"each of the 32 images .* uint8 of shape \(40,\)"):
-        load_image_data("cifar10", path=tmp_path)
+        load_image_data(str(tmp_path))
 
 
-@pytest.mark.parametrize("folder", ["nothing", "."])
-def test_folder_without_cifar10_is_an_error(tmp_path, folder):
+def test_folder_without_cifar10_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*cifar-10-batches-bin.*sprites.*it has no"):
-        load_image_data("cifar10", path=tmp_path / folder)
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*cifar-10-batches-bin.*sprites.*it has notes"):
+        read_cifar10_folder(tmp_path)
 
 
 @pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="needs CIFAR-10")
@@ -216,7 +216,7 @@ def hub_dataset(arrays, image_column="img", label_column="label", parts=("train"
 def test_hub_dataset_gets_our_columns(hub, arrays, names):
     hub["answer"] = hub_dataset(arrays, *names)
     options = dict(zip(("image_column", "label_column"), names, strict=True))
-    data = load_image_data("cifar10", num_validation=4, revision="v1", **options)
+    data = load_image_data("uoft-cs/cifar10", num_validation=4, revision="v1", **options)
     assert hub["asked"] == (("uoft-cs/cifar10",), {"revision": "v1"})
     assert sizes(data) == {"train": 36, "validation": 4, "test": 8}
     assert data.splits["test"].column_names == ["image", "label"]
@@ -227,15 +227,15 @@ def test_hub_dataset_gets_our_columns(hub, arrays, names):
 def test_hub_dataset_without_a_column_or_split_is_an_error(hub, arrays):
     hub["answer"] = hub_dataset(arrays, "picture")
     with pytest.raises(ValueError, match=r"images in the column 'img' .* but it has \{'picture'"):
-        load_image_data("cifar10")
+        load_image_data("uoft-cs/cifar10")
     hub["answer"] = hub_dataset(arrays, parts=("train",))
     with pytest.raises(ValueError, match="'test' of 'a/b' .* no such split"):
-        load_image_data("cifar10", dataset_id="a/b")
+        load_image_data("a/b")
 
 
 def test_unreachable_hub_is_an_error(hub):
     hub["answer"] = ConnectionError("Couldn't reach it")
     with pytest.raises(
-        FileNotFoundError, match=r"'uoft-cs/cifar10' .*Couldn't reach.* set `path`.*cifar-10-batches-py"
+        FileNotFoundError, match=r"'uoft-cs/cifar10' .*Couldn't reach.* give the folder .*cifar-10-batches-py"
     ):
-        load_image_data("cifar10")
+        load_image_data("uoft-cs/cifar10")

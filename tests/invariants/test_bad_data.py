@@ -40,7 +40,7 @@ def constraint_of(**request):
 
 
 def images_of(folder):
-    return load_image_data("folder", path=folder / "images")
+    return load_image_data(str(folder / "images"))
 
 
 # name: (damage, call, exception, message)
@@ -96,7 +96,12 @@ CASES = {
         (ValueError, OSError),
         "cat",
     ),
-    "images: unknown source": (nothing, lambda folder: load_image_data("imagenet22k"), ValueError, "imagenet22k"),
+    "images: unknown source": (
+        nothing,
+        lambda folder: load_image_data("imagenet22k"),
+        FileNotFoundError,
+        "imagenet22k",
+    ),
 }
 
 

@@ -55,7 +55,7 @@ def test_paper_config_is_section_4_3(name):
 def test_overrides(write):
     path = write("output_dir: a\nseed: 3\nmodel: {weights: x}\npretrain: {max_steps: 5}\nmodels: {a: {}}")
     config = load_config(path, data="folder", seed=0)
-    assert (config.seed, config.data.path, config.model.weights) == (0, "folder", "x")
+    assert (config.seed, config.data.source, config.model.weights) == (0, "folder", "x")
     assert config.pretrain == {"max_steps": 5}
     config = load_config(path, weights="y", output_dir="b", smoke=True)
     assert (config.model.weights, config.pretrain, config.output_dir) == ("y", {}, "b")

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 def smoke_config(name, tmp_path, folders, weights=None):
     path = tmp_path / "config.yaml"
     text = (CONFIGS / f"{name}.yaml").read_text().replace("extra: 4096", "extra: 16")
-    path.write_text(text.replace("source: folder,", "source: folder, image_size: 32,"))
+    path.write_text(text.replace("source: path/to/imagenet,", "source: path/to/imagenet, image_size: 32,"))
     config = load_config(
         str(path), data=str(folders / "imagenet"), weights=weights, output_dir=str(tmp_path / "out"), smoke=True
     )

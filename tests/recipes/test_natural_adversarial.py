@@ -71,7 +71,7 @@ def test_folder_of_examples(tmp_path, capsys):
     ResNetModel(ResNetConfig(**SIZES, layer_type="basic")).save_pretrained(tmp_path / "embedding")
     path = tmp_path / "config.yaml"
     text = (CONFIGS / "paper.yaml").read_text().replace("extra: 4096", "extra: 16")
-    path.write_text(text.replace("source: folder,", "source: folder, image_size: 32,"))
+    path.write_text(text.replace("source: path/to/imagenet,", "source: path/to/imagenet, image_size: 32,"))
     config = load_config(
         str(path),
         own_section="adversarial",
