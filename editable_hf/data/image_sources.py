@@ -27,8 +27,8 @@ IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 _CIFAR10_SIDE = 32
 _CIFAR10_PIXELS = 3 * _CIFAR10_SIDE**2
 _CIFAR10_LAYOUTS = (
-    "data_batch_1 to data_batch_5 and test_batch (cifar-10-batches-py), the same with .bin (cifar-10-batches-bin), or "
-    "train_labels.npy and test_labels.npy with lossless sprites train_NN.webp and test_NN.webp"
+    "data_batch_1 to data_batch_5 and test_batch (cifar-10-batches-py), or train_labels.npy and test_labels.npy with "
+    "lossless sprites train_NN.webp and test_NN.webp"
 )
 
 
@@ -66,7 +66,7 @@ def read_cifar10_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]
     """CIFAR-10 from a folder: pixels `(num_images, 32, 32, 3)` and labels `(num_images,)`, both uint8.
 
     Args:
-        folder: In one of three layouts, see the error; or the folder that an archive was unpacked in.
+        folder: In one of two layouts, see the error; or the folder that an archive was unpacked in.
 
     Returns:
         "train" and "test".
@@ -77,9 +77,7 @@ def read_cifar10_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]
     """
     for place in _cifar10_places(folder):
         if (place / "test_batch").is_file():
-            return _read_batches(place, "", _read_pickled_batch)
-        if (place / "test_batch.bin").is_file():
-            return _read_batches(place, ".bin", _read_binary_batch)
+            return _read_batches(place)
         if (place / "test_labels.npy").is_file():
             return {part: _read_sprites(place, part) for part in ("train", "test")}
     raise FileNotFoundError(
@@ -90,12 +88,12 @@ def read_cifar10_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 def is_cifar10_folder(folder: Path) -> bool:
     """Whether [`read_cifar10_folder`] knows the layout of the folder."""
-    marks = ("test_batch", "test_batch.bin", "test_labels.npy")
+    marks = ("test_batch", "test_labels.npy")
     return any((place / mark).is_file() for place in _cifar10_places(folder) for mark in marks)
 
 
 def _cifar10_places(folder: Path) -> tuple[Path, ...]:
-    return folder, folder / "cifar-10-batches-py", folder / "cifar-10-batches-bin"
+    return folder, folder / "cifar-10-batches-py"
 
 
 def read_hub_images(dataset_id: str, revision: str | None, image_column: str, label_column: str) -> DatasetDict:
@@ -232,15 +230,15 @@ def _files_below(folder: Path) -> list[str]:
     )
 
 
-def _read_batches(folder: Path, ending: str, read_batch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read_batches(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     parts = {}
     for part, stems in (("train", [f"data_batch_{n}" for n in range(1, 6)]), ("test", ["test_batch"])):
         batches = []
         for stem in stems:
-            path = folder / f"{stem}{ending}"
+            path = folder / stem
             if not path.is_file():
                 raise FileNotFoundError(f"Expected CIFAR-10's {path}, but there is no such file; unpack all batches.")
-            batches.append(_check_batch(*read_batch(path), path))
+            batches.append(_check_batch(*_read_pickled_batch(path), path))
         planes, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         parts[part] = planes.reshape(-1, 3, _CIFAR10_SIDE, _CIFAR10_SIDE).transpose(0, 2, 3, 1), labels
     return parts
@@ -254,17 +252,6 @@ def _check_batch(planes: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np
             f"{planes.dtype} values of shape {planes.shape} for {len(labels)} labels; fetch the archive again."
         )
     return planes, labels.astype(np.uint8)
-
-
-def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    data = np.fromfile(path, np.uint8)
-    if len(data) == 0 or len(data) % (1 + _CIFAR10_PIXELS):
-        raise ValueError(
-            f"Expected {path} to hold records of {1 + _CIFAR10_PIXELS} bytes, but its size is {len(data)}; fetch the "
-            "archive again."
-        )
-    records = data.reshape(-1, 1 + _CIFAR10_PIXELS)
-    return records[:, 1:], records[:, 0]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

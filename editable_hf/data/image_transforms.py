@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,22 @@ def decode_image(image: Image.Image | Mapping[str, Any]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class TrainTransform:
+class _Transform(ABC):
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Tensor]:
+        """Rows of a dataset to `pixel_values` `(batch, 3, size, size)`, float32, and `labels` `(batch,)`."""
+        return {"pixel_values": self.pixels(batch["image"]), "labels": torch.tensor(batch["label"])}
+
+    @abstractmethod
+    def pixels(self, images: Sequence) -> Tensor:
+        """Normalized `(batch, 3, size, size)` of images, decoded or not."""
+
+
+@dataclass(frozen=True)
+class TrainTransform(_Transform):
     """Random crops and horizontal flips (sections 4.1 and 4.3); draws from torch's global generator.
 
     Args:
@@ -65,9 +81,6 @@ class TrainTransform:
         ValueError: If `kind` is neither.
     """
 
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
     kind: str = "crop"
     flip: bool = True
 
@@ -78,12 +91,7 @@ class TrainTransform:
                 "have the size of the model's input already."
             )
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Tensor]:
-        """Rows of a dataset to `pixel_values` `(batch, 3, size, size)`, float32, and `labels` `(batch,)`."""
-        return _model_inputs(self.pixels(batch["image"]), batch["label"])
-
     def pixels(self, images: Sequence) -> Tensor:
-        """Normalized `(batch, 3, size, size)` of images, decoded or not."""
         images = [decode_image(image) for image in images]
         arrays = self._crops(images) if self.kind == "crop" else _stack(self._resized_crop(image) for image in images)
         if self.flip:
@@ -110,7 +118,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
-class EvalTransform:
+class EvalTransform(_Transform):
     """Normalizes; with `resize`, first scales the shorter side and crops the center. Deterministic.
 
     Args:
@@ -124,9 +132,6 @@ class EvalTransform:
         ValueError: If `resize` is below `size`.
     """
 
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
     resize: int | None = None
 
     def __post_init__(self):
@@ -136,12 +141,7 @@ class EvalTransform:
                 "larger than the image."
             )
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Tensor]:
-        """Rows of a dataset to `pixel_values` `(batch, 3, size, size)`, float32, and `labels` `(batch,)`."""
-        return _model_inputs(self.pixels(batch["image"]), batch["label"])
-
     def pixels(self, images: Sequence) -> Tensor:
-        """Normalized `(batch, 3, size, size)` of images, decoded or not."""
         images = [decode_image(image) for image in images]
         if self.resize is None:
             _check_size(images, self.size, "set `resize`")
@@ -198,7 +198,3 @@ def _stack(images) -> np.ndarray:
 def _normalize(arrays: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))).float().div_(255)
     return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
-
-
-def _model_inputs(pixel_values: Tensor, labels: Sequence[int]) -> dict[str, Tensor]:
-    return {"pixel_values": pixel_values, "labels": torch.tensor(labels)}

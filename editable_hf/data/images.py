@@ -94,11 +94,11 @@ def load_image_data(
 
     Args:
         source: "embedded", scikit-learn's digits (1,197 / 200 / 400 images); a folder with CIFAR-10
-            (cifar-10-batches-py, cifar-10-batches-bin, or lossless sprites); a folder of photos,
-            `train/CLASS/*.JPEG` with `validation` (or `val`) and `test` beside `train`, decoded at access; or the id
-            of a dataset on the hub with images of 32x32 pixels, "uoft-cs/cifar10". Without `test`, as ImageNet has
-            it, `val` is the test set. What is no image by its ending is left out and counted. A broken file stops the
-            run with its name when it is read, if the transform is attached with [`with_pixels`].
+            (cifar-10-batches-py, or lossless sprites); a folder of photos, `train/CLASS/*.JPEG` with `validation` (or
+            `val`) and `test` beside `train`, decoded at access; or the id of a dataset on the hub with images of 32x32
+            pixels, "uoft-cs/cifar10". Without `test`, as ImageNet has it, `val` is the test set. What is no image by
+            its ending is left out and counted. A broken file stops the run with its name when it is read, if the
+            transform is attached with [`with_pixels`].
         revision: Branch, tag or commit on the hub.
         image_column, label_column: Names of the hub dataset's images and labels.
         class_ids: Of photos: class ids by folder name, or a tab-separated file of them, where a model expects its

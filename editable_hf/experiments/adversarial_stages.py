@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -155,14 +156,30 @@ def measure_sequences(
     config: ImageRecipeConfig, stages: Stages, images: ImageSets, edits: EditSets, rows: Rows
 ) -> list[Row]:
     """Several edits in a row, several times, for each of `sequence_rows`."""
-    options, found = config.adversarial, []
-    inputs = {"length": options.sequence_length, "runs": options.sequence_runs, "seed": config.seed}
-    inputs["max_steps"] = config.evaluation.max_steps
-    for name in filter(rows.table.get, options.sequence_rows):  # with --rows not all may be there
+    options = config.adversarial
+    inputs = {"length": options.sequence_length, "runs": options.sequence_runs}
+    measure = partial(_measure_sequences, config, images, edits)
+    return _measured_rows("sequences", config, stages, rows, options.sequence_rows, inputs, [edits.stage], measure)
+
+
+def _measured_rows(
+    kind: str,
+    config: ImageRecipeConfig,
+    stages: Stages,
+    rows: Rows,
+    names: list[str],
+    inputs: dict,
+    after: list[Stage],
+    measure: Callable[[Row, Stage, Path], None],
+) -> list[Row]:
+    """What a measure leaves in `row.json` for each of these rows; with --rows not all may be there."""
+    found = []
+    for name in filter(rows.table.get, names):
         row, network = rows.table[name], rows.networks[name]
-        build = partial(_measure_sequences, config, images, edits, row, network)
-        own = {**inputs, "editor": [row["editor"], row["hyperparameters"], row["layers"]], "name": name}
-        stage = stages.run(f"sequences-{folder_name(name)}", own, [network, edits.stage], build, every_process=True)
+        own = {**inputs, "seed": config.seed, "max_steps": config.evaluation.max_steps, "name": name}
+        own["editor"] = [row["editor"], row["hyperparameters"], row["layers"]]
+        folder, build = f"{kind}-{folder_name(name)}", partial(measure, row, network)
+        stage = stages.run(folder, own, [network, *after], build, every_process=True)
         found.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
     return found
 
@@ -190,27 +207,18 @@ def measure_generalization(
     config: ImageRecipeConfig, stages: Stages, images: ImageSets, examples: Examples, edits: EditSets, rows: Rows
 ) -> list[Row]:
     """How often the nearest test image of an edited example gets the class too, for `generalization_rows`."""
-    options, found = config.adversarial, []
+    options, start = config.adversarial, rows.start
     if not options.generalization_rows:
-        return found
-    start = rows.start
+        return []
     nearest = stages.run(
         "neighbors",
         {"embedding": options.embedding, "data": asdict(config.data)},
         [start, examples.stage],
         partial(_find_neighbors, config, images, examples, start),
     )
-    for name in filter(rows.table.get, options.generalization_rows):
-        row, network = rows.table[name], rows.networks[name]
-        inputs = {"num_augmentations": options.num_augmentations, "seed": config.seed, "name": name}
-        inputs |= {"editor": [row["editor"], row["hyperparameters"], row["layers"]]}
-        inputs["max_steps"] = config.evaluation.max_steps
-        build = partial(_measure_generalization, config, images, examples, edits, nearest, row, network)
-        after = [network, edits.stage, nearest]
-        folder = f"generalization-{folder_name(name)}"
-        stage = stages.run(folder, inputs, after, build, every_process=True)
-        found.append(json.loads((stage.folder / "row.json").read_text(encoding="utf-8")))
-    return found
+    inputs, after = {"num_augmentations": options.num_augmentations}, [edits.stage, nearest]
+    measure = partial(_measure_generalization, config, images, examples, edits, nearest)
+    return _measured_rows("generalization", config, stages, rows, options.generalization_rows, inputs, after, measure)
 
 
 def _find_neighbors(

@@ -83,7 +83,8 @@ class Stages:
                 _move_aside(folder)
             state = "continues" if partial.exists() else "starts"
             partial.mkdir(exist_ok=True)
-            _write_json(partial / STAGE_FILE, {"fingerprint": stage.fingerprint, **content})
+            described = json.dumps({"fingerprint": stage.fingerprint, **content}, indent=2, default=str)
+            write_atomically(partial / STAGE_FILE, described + "\n")
             print(f"[{name}] {state}", flush=True)
         self.state.wait_for_everyone()
         if every_process or self.state.is_main_process:
@@ -125,7 +126,3 @@ def _move_aside(folder: Path) -> None:
         number += 1
     logger.warning("%s was made from other inputs; it is kept as %s.", folder, aside.name)
     shutil.move(folder, aside)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")

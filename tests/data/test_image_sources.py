@@ -63,11 +63,6 @@ def write_python3(folder, arrays):
         (folder / stem).write_bytes(pickle.dumps({"data": planes, "labels": labels.tolist()}, protocol=3))
 
 
-def write_binary(folder, arrays):
-    for stem, planes, labels in batches(arrays):
-        (folder / f"{stem}.bin").write_bytes(np.concatenate([labels[:, None], planes], axis=1).tobytes())
-
-
 def write_sprites(folder, arrays):
     for part, (pixels, labels) in arrays.items():
         np.save(folder / f"{part}_labels.npy", labels)
@@ -78,7 +73,7 @@ def write_sprites(folder, arrays):
             sprite.save(folder / f"{part}_{number:02d}.webp", lossless=True)
 
 
-@pytest.mark.parametrize("write", [write_python2, write_python3, write_binary, write_sprites])
+@pytest.mark.parametrize("write", [write_python2, write_python3, write_sprites])
 def test_cifar10_layouts_give_the_same_images(tmp_path, arrays, write):
     write(tmp_path, arrays)
     data = load_image_data(str(tmp_path), num_validation=5)
@@ -92,13 +87,13 @@ def test_cifar10_layouts_give_the_same_images(tmp_path, arrays, write):
 
 
 def test_unpacked_archive_is_found_in_its_folder(tmp_path, arrays):
-    (tmp_path / "cifar-10-batches-bin").mkdir()
-    write_binary(tmp_path / "cifar-10-batches-bin", arrays)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    write_python3(tmp_path / "cifar-10-batches-py", arrays)
     assert sizes(load_image_data(str(tmp_path), num_validation=10))["train"] == 30
 
 
 def test_test_set_is_recognized_by_content(tmp_path, arrays, monkeypatch):
-    write_binary(tmp_path, arrays)
+    write_python3(tmp_path, arrays)
     monkeypatch.setattr(images, "_CIFAR10_TEST_SHA256", images._sha256(*arrays["test"]))
     data = load_image_data(str(tmp_path), num_validation=5)
     assert data.test_name == "CIFAR-10 test set (8 images)" and data.name == f"CIFAR-10, folder {tmp_path.name}"
@@ -130,6 +125,7 @@ def test_pickles_run_no_code(tmp_path, arrays, monkeypatch):
         ("data_batch_3", pickle.dumps([1, 2], protocol=2), "data_batch_3 to be a pickle of arrays.*TypeError"),
         ("data_batch_3", pickle.dumps({"labels": [1]}, protocol=2), "KeyError: 'data'"),
         ("data_batch_3", pickle.dumps({"data": [[1] * 3072], "labels": [1]}), "int64 values of shape"),
+        ("data_batch_3", pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}), "labels from 0 to 9"),
     ],
 )
 def test_damaged_pickles_are_errors(tmp_path, arrays, name, content, message):
@@ -139,18 +135,10 @@ def test_damaged_pickles_are_errors(tmp_path, arrays, name, content, message):
         load_image_data(str(tmp_path))
 
 
-def test_damaged_binary_batches_are_errors(tmp_path, arrays):
-    write_binary(tmp_path, arrays)
-    path = tmp_path / "data_batch_4.bin"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_4\.bin to hold records of 3073 bytes, but its size is 24583"):
-        load_image_data(str(tmp_path))
-    path.write_bytes(b"\x0a" + whole[1:])
-    with pytest.raises(ValueError, match=r"data_batch_4\.bin .* labels from 0 to 9"):
-        load_image_data(str(tmp_path))
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"data_batch_4\.bin, but there is no such file"):
+def test_missing_batch_is_an_error(tmp_path, arrays):
+    write_python3(tmp_path, arrays)
+    (tmp_path / "data_batch_4").unlink()
+    with pytest.raises(FileNotFoundError, match=r"data_batch_4, but there is no such file"):
         load_image_data(str(tmp_path))
 
 
@@ -169,7 +157,7 @@ def test_damaged_sprites_are_errors(tmp_path, arrays):
 
 def test_folder_without_cifar10_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*cifar-10-batches-bin.*sprites.*it has notes"):
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*sprites.*it has notes"):
         read_cifar10_folder(tmp_path)
 
 
