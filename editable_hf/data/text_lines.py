@@ -14,11 +14,14 @@ MAX_BYTES = 2**32  # WMT's largest files have less
 def read_lines(path: Path) -> list[str]:
     """Lines of a UTF-8 file, plain or compressed by its ending (`.gz`, `.xz`).
 
+    Only a line feed, perhaps after a carriage return, ends a line: corpora contain U+2028, U+0085 and other
+    characters at which `str.splitlines` would cut one side of a pair and not the other.
+
     Args:
         path: An ordinary file (or a link to one).
 
     Returns:
-        The lines without their ends, see [`decode_lines`].
+        The lines without their ends and without a byte order mark.
 
     Raises:
         FileNotFoundError: If there is no ordinary file at `path`.
@@ -41,28 +44,12 @@ def read_lines(path: Path) -> list[str]:
             f"Expected {path} to hold at most {MAX_BYTES:,} bytes of text, but it has more; if it really is a corpus, "
             "cut it into a smaller one."
         )
-    return decode_lines(data, str(path))
-
-
-def decode_lines(data: bytes, name: str) -> list[str]:
-    """Lines of UTF-8 `data`, without their ends and without a byte order mark.
-
-    Only a line feed, perhaps after a carriage return, ends a line: corpora contain U+2028, U+0085 and other
-    characters at which `str.splitlines` would cut one side of a pair and not the other.
-
-    Args:
-        data: Content of a file.
-        name: What to call the file in an error.
-
-    Raises:
-        ValueError: If `data` is not UTF-8; names the line.
-    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"Expected {name} to be UTF-8, but line {line} has the byte 0x{data[error.start]:02x} ({error.reason}); "
+            f"Expected {path} to be UTF-8, but line {line} has the byte 0x{data[error.start]:02x} ({error.reason}); "
             "convert the file, e.g. with `iconv -f latin1 -t utf8`."
         ) from error
     lines = text.removeprefix("\ufeff").split("\n")

@@ -222,12 +222,10 @@ def _check_references(
     adversarial: AdversarialOptions,
     figure_2: FigureOptions,
 ) -> None:
-    for key in ("sequence_rows", "generalization_rows"):
-        _check_names(config, key, getattr(adversarial, key), models)
     _check_names(config, "--rows", rows, models)
-    _check_names(config, "figure_2", figure_2.rows, models)
     edited = {"figure_2": figure_2.rows, "sequence_rows": adversarial.sequence_rows}
     for key, names in {**edited, "generalization_rows": adversarial.generalization_rows}.items():
+        _check_names(config, key, names, models)
         others = [name for name in names if type(models[name].method) is not Gradient]
         if others:
             raise ValueError(f"{config}, {key}: expected rows with `method: gradient`, but got {others}.")

@@ -103,10 +103,6 @@ class Gradient(_Method):
     name: str = field(default="gradient", init=False)
     num_trials: int = 0
 
-    def check(self, row: RowOptions) -> None:
-        if self.num_trials < 0:
-            raise ValueError(f"`num_trials` must be 0 or more, got {self.num_trials}.")
-
     def subject(self, setting: Setting) -> Subject:
         made = _tuned(setting, self.num_trials, None) if self.num_trials else _best_rate(setting)
         return Subject(setting.model, setting.layers, *made)
@@ -127,10 +123,8 @@ class Ewc(Gradient):
     num_fisher_images: int = 5_000
 
     def check(self, row: RowOptions) -> None:
-        super().check(row)
         if self.fisher_labels not in LABELS:
             raise ValueError(f"`fisher_labels` must be one of {', '.join(LABELS)}, got {self.fisher_labels!r}.")
-        _check_positive(self, "num_fisher_images")
         if not self.num_trials:
             raise ValueError("`method: ewc` needs `num_trials`, e.g. 24: its penalty's weight must be searched for.")
 
@@ -167,10 +161,6 @@ class Dknn(_Untrained):
 
     name: str = field(default="dknn", init=False)
     neighbors: int = 10
-
-    def check(self, row: RowOptions) -> None:
-        super().check(row)
-        _check_positive(self, "neighbors")
 
     def subject(self, setting: Setting) -> Subject:
         references = setting.images.train_plain
@@ -212,7 +202,6 @@ class RankOne(_Untrained):
 
     def check(self, row: RowOptions) -> None:
         super().check(row)
-        _check_positive(self, "num_fisher_images")
         if row.layers != ["head"]:
             raise ValueError(
                 f"`method: rank_one` edits the last linear layer: expected `layers: [head]`, got {row.layers}."
@@ -233,20 +222,17 @@ def build_method(name: str, values: dict[str, Any]) -> _Method:
     """The method of that name with these of its keys.
 
     Raises:
-        ValueError: For an unknown method, or a key of another one.
+        ValueError: For an unknown method, a key of another one, or a number below 1.
     """
     if name not in list(METHODS):  # a list or a mapping has no hash
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     own = [key for key in METHODS[name].__dataclass_fields__ if key != "name"]
-    for key in values:
+    for key, value in values.items():
         if key not in own:
             raise ValueError(f"`{key}` is no option of `method: {name}`; it has {', '.join(own) or 'none'}.")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"`{key}` must be at least 1, got {value}.")
     return METHODS[name](**values)
-
-
-def _check_positive(method: Any, key: str) -> None:
-    if getattr(method, key) < 1:
-        raise ValueError(f"`{key}` must be at least 1, got {getattr(method, key)}.")
 
 
 def _best_rate(setting: Setting) -> tuple[Editor, Row]:
