@@ -1,1 +1,1 @@
-"""What edits do to translations: drawdown and its intervals, Table 6, and one edit shown in full."""
+"""What edits do: drawdown and its intervals, success, and whether they hold, carry over and stay local."""

@@ -7,7 +7,6 @@ done to it, in plain `transformers`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -35,11 +34,6 @@ def applied_patches(model: PreTrainedModel) -> list[str]:
     record = getattr(model.config, RECORD, None)
     if record is None:
         return []
-    if not _is_record(record):
-        raise ValueError(
-            f"`model.config.{RECORD}` must hold `applied` (a list of fingerprints) and `tensors` (a sha256 for each "
-            f"name), got {str(record)[:80]!r}. If the model is not patched: `del model.config.{RECORD}`."
-        )
     own = dict(model.named_parameters())
     wrong = [name for name, value in record["tensors"].items() if name not in own or digest(own[name]) != value]
     if wrong:
@@ -51,16 +45,6 @@ def applied_patches(model: PreTrainedModel) -> list[str]:
             f"patches: `del model.config.{RECORD}`."
         )
     return list(record["applied"])
-
-
-def _is_record(record: Any) -> bool:
-    return (
-        isinstance(record, Mapping)
-        and isinstance(record.get("applied"), list)
-        and len(record["applied"]) > 0
-        and all(isinstance(each, str) for each in record["applied"])
-        and isinstance(record.get("tensors"), Mapping)
-    )
 
 
 def recorded_tensors(model: PreTrainedModel) -> dict[str, str]:
