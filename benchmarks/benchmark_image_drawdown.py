@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from editable_hf.core.editing import edited
 from editable_hf.core.editors import Params
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.experiments.timing import finish, format_seconds, ratio, time_interleaved
 from editable_hf.models import ExtraBlockForImageClassification, StemResNetConfig, StemResNetForImageClassification
 

@@ -32,9 +32,9 @@ from editable_hf.data.requests import make_edit_requests, read_corrections
 from editable_hf.data.sentences import read_sentences
 from editable_hf.data.text_lines import read_lines
 from editable_hf.evaluation.verified_edit import decode, decoding_length_penalty, joint_constraint
+from editable_hf.patches.making import configured_edit, patch_of
 from editable_hf.patches.patch import Patch
 from editable_hf.patches.record import applied_patches
-from editable_hf.patches.sequence import configured_edit, patch_of
 from editable_hf.patches.stack import apply_patches, patched_parameters
 from editable_hf.review.health import health_of_stack
 from editable_hf.review.review import Review

@@ -13,7 +13,7 @@ only those rows are made, and the table shows them beside the rows that are ther
 
 from __future__ import annotations
 
-from editable_hf.experiments.image_analysis import make_figure_2
+from editable_hf.experiments.figure_2 import make_figure_2
 from editable_hf.experiments.image_parts import load_images
 from editable_hf.experiments.image_recipe import ImageRecipeConfig, parse_args
 from editable_hf.experiments.image_stages import (

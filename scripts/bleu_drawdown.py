@@ -22,7 +22,7 @@ from editable_hf import EditorConfig, make_edit_requests, set_languages
 from editable_hf.data.atomic import write_atomically
 from editable_hf.data.requests import read_corrections
 from editable_hf.data.translation import TranslationData, load_translation_data
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
 from editable_hf.experiments.paper_tables import TABLE_6
 from editable_hf.experiments.report import format_table, write_results
 from editable_hf.experiments.run_lock import claim_folder

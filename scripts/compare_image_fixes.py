@@ -40,8 +40,8 @@ from editable_hf.data.atomic import write_atomically
 from editable_hf.data.image_transforms import EvalTransform, TrainTransform, with_pixels
 from editable_hf.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_image_data
 from editable_hf.evaluation.bootstrap import mean_row
-from editable_hf.evaluation.edits import EditRecord
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.edit_evaluator import EditRecord
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.records import read_records
 from editable_hf.experiments.fix_methods import IMAGE_COLUMNS, Method, Request, best_rate, compare
 from editable_hf.models import load_published_cifar_resnet

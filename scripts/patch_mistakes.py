@@ -29,7 +29,7 @@ from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.verified_edit import decode
 from editable_hf.experiments.report import environment
 from editable_hf.patches import Patch
-from editable_hf.patches.sequence import configured_edit, patch_of
+from editable_hf.patches.making import configured_edit, patch_of
 from editable_hf.patches.stack import apply_patches, patched_parameters, revert_patches
 from editable_hf.review.translations import review_translations
 

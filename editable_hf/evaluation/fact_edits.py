@@ -20,7 +20,7 @@ from editable_hf.core.functional import eval_mode
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.continuations import check_decoder_only, continue_ids
 from editable_hf.data.requests import request_constraint
-from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record
+from editable_hf.evaluation.edit_evaluator import EditEvaluator, EditRecord, Request, edit_record
 from editable_hf.evaluation.held_out_text import HeldOutText
 
 # Of a record, by what they answer. A request without paraphrases, neighbors or portability has `None` there.

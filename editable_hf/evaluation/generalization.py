@@ -19,7 +19,7 @@ from editable_hf.core.constraints import ClassConstraint, Constraint
 from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.evaluation.bootstrap import mean_row
-from editable_hf.evaluation.edits import EditRecord, Request, edit_record
+from editable_hf.evaluation.edit_evaluator import EditRecord, Request, edit_record
 from editable_hf.evaluation.records import measured
 from editable_hf.models.extra_block import find_head
 

@@ -10,8 +10,8 @@ import torch
 
 from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import AnyEditor, EditStack, edit
-from editable_hf.evaluation.edits import Request
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.edit_evaluator import Request
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.records import measured
 
 

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from editable_hf.core.constraints import ClassConstraint
 from editable_hf.core.editing import AnyEditor, edit
 from editable_hf.data.atomic import write_atomically
-from editable_hf.evaluation.edits import Request
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.edit_evaluator import Request
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.records import in_groups
 from editable_hf.launch import launched_processes
 from editable_hf.versions import require_extra

@@ -17,7 +17,7 @@ from editable_hf.baselines.rome import rome
 from editable_hf.baselines.ultra_edit import UltraEdit
 from editable_hf.core.editing import AnyEditor
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.edits import Request
+from editable_hf.evaluation.edit_evaluator import Request
 from editable_hf.evaluation.fact_edits import EditorFor, fact_constraint
 from editable_hf.training.editor_config import EditorConfig
 

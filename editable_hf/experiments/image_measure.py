@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from editable_hf import EditableImageTrainingArguments, EditorConfig
 from editable_hf.core.editors import Editor, LearnableEditor
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.experiments.image_parts import ImageModelOptions, ImageSets, load_classifier
 from editable_hf.experiments.image_recipe import ImageRecipeConfig, RowOptions
 from editable_hf.experiments.row_methods import Row, Setting, Subject, Validate

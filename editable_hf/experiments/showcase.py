@@ -7,7 +7,7 @@ from typing import Any
 
 from editable_hf.core.editors import Editor
 from editable_hf.data.requests import make_edit_requests
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
 
 _MAX_TRIES = 20
 

@@ -17,7 +17,7 @@ from editable_hf.data.requests import NoEditRequestsError
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
 from editable_hf.evaluation.bleu import CorpusBleu
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
 from editable_hf.evaluation.translator import Translator
 from editable_hf.evaluation.two_way import ratio_of
 from editable_hf.experiments.plots import plot_drawdowns, plots_available

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.review.review import ERROR_RATE, IMAGE, Change, Review, name_of, own_params, sorted_changes
 
 _PICTURE_SIDE = 96  # pixels

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.data.requests import make_edit_requests
 from editable_hf.evaluation.verified_edit import VerifiedEdit
+from editable_hf.patches.making import configured_edit, patch_of
 from editable_hf.patches.patch import Patch
-from editable_hf.patches.sequence import configured_edit, patch_of
 from editable_hf.terms.examples import Example, TermExamples, translate
 from editable_hf.training.editor_config import EditorConfig
 

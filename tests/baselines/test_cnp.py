@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 from editable_hf import ClassConstraint, EditStack, edit, edited, rmsprop
 from editable_hf.baselines.cnp import CNPForImageClassification
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.models import DenseNetConfig, DenseNetForImageClassification
 
 SIZE = image_rows(1)[0]["pixel_values"].shape[-1]

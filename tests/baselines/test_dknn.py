@@ -22,7 +22,7 @@ from editable_hf.baselines import dknn
 from editable_hf.baselines.dknn import DkNNForImageClassification, flip_labels
 from editable_hf.core import EditStack, edit
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.models import CifarResNetForImageClassification
 
 

@@ -7,7 +7,7 @@ from tiny_images import NUM_CLASSES, image_rows, snapshot, tiny_huggingface_resn
 from editable_hf import ClassConstraint, edit, edited, gd
 from editable_hf.baselines.rank_one import feature_moment, nearest_logits, rank_one
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 
 HEADS = {
     "cifar resnet": (tiny_resnet, "linear.weight"),

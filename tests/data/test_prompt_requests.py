@@ -10,8 +10,8 @@ from transformers import BertConfig, BertLMHeadModel
 from editable_hf import EditorConfig, edited, make_edit_requests, request_constraint, rmsprop
 from editable_hf.data.continuations import continue_prompts
 from editable_hf.evaluation.verified_edit import verified_edit
+from editable_hf.patches.making import patch_of
 from editable_hf.patches.patch import Patch
-from editable_hf.patches.sequence import patch_of
 from editable_hf.patches.stack import apply_patches, revert_patches
 
 

@@ -14,7 +14,7 @@ import torch
 from tiny_images import NUM_CLASSES, image_rows, tiny_resnet
 
 from editable_hf import rmsprop
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.experiments.edit_space import describe_edits
 from editable_hf.experiments.tuning import tune_editor
 from editable_hf.launch import launched_processes

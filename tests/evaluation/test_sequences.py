@@ -12,7 +12,7 @@ from editable_hf import rmsprop
 from editable_hf.core import EditStack, select_parameters
 from editable_hf.data.image_requests import make_image_requests
 from editable_hf.evaluation import sequences
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.sequences import evaluate_sequences, summarize_sequences
 from editable_hf.experiments.report import SEQUENCE_COLUMNS, format_table
 

@@ -7,7 +7,7 @@ from tiny_images import NUM_CLASSES, image_rows, tiny_resnet
 
 from editable_hf import ClassConstraint, edit, edited, gd, rmsprop
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.experiments import edit_space, plots
 from editable_hf.experiments.edit_space import EditSpace, describe_edits, embed_edits, explained_variance
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from editable_hf import rmsprop
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
 from editable_hf.experiments.showcase import format_showcase, showcase
 
 ALPHA, STEPS = 5e-3, 4

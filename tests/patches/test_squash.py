@@ -13,7 +13,7 @@ from editable_hf import EditorConfig, rmsprop
 from editable_hf.core.editing import constraint_value, edit
 from editable_hf.data.requests import request_constraint
 from editable_hf.patches import Patch, apply_patches, revert_patches
-from editable_hf.patches.sequence import patch_request
+from editable_hf.patches.making import patch_request
 from editable_hf.patches.squash import squash_patches
 from editable_hf.review.terms import terms_of
 from editable_hf.terms.glossary import Term

@@ -30,9 +30,9 @@ from editable_hf import ClassConstraint, EditorConfig, edit, edited, make_edit_r
 from editable_hf.core.constraints import Constraint
 from editable_hf.data.tokenizer import train_tokenizer
 from editable_hf.data.translation import load_translation_data
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
-from editable_hf.evaluation.edits import EditEvaluator
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
+from editable_hf.evaluation.edit_evaluator import EditEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.experiments.timing import finish
 from editable_hf.models import CifarResNetConfig, CifarResNetForImageClassification, iwslt_transformer_config
 from editable_hf.patches import Patch, apply_patches, revert_patches

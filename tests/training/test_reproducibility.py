@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from editable_hf import rmsprop
 from editable_hf.data.image_requests import ImageEditRequests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 
 CLOCK = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 

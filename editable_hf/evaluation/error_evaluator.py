@@ -20,7 +20,7 @@ from editable_hf.core.editors import Params
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.replay import Recording, record
 from editable_hf.core.selection import select_parameters
-from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
+from editable_hf.evaluation.edit_evaluator import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.two_way import Changes, resampled_means
 
 # What the edits of a group share is then small beside them, also for the extra block; and a kill loses no more.

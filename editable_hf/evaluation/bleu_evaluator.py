@@ -16,7 +16,7 @@ from editable_hf.core.selection import select_parameters
 from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu, bleu_of_sums
-from editable_hf.evaluation.edits import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
+from editable_hf.evaluation.edit_evaluator import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
 from editable_hf.evaluation.translator import Translator, edits_together
 from editable_hf.evaluation.two_way import resampled_means
 

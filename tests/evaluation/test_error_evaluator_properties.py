@@ -7,7 +7,7 @@ from tiny_images import NUM_CLASSES, changed_names, image_rows, snapshot, tiny_e
 from editable_hf import ClassConstraint, edit, edited, rmsprop
 from editable_hf.core import adam, gd, rprop, select_parameters
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 
 EDITORS = {"gd": gd, "rprop": rprop, "rmsprop": rmsprop, "adam": adam}
 PARTS = ["stem", "chain1", "chain2", "chain3", "head", "extra", "layer2.0.bn1", "*.bias", "all"]

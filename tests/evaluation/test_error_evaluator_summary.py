@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_images import NUM_CLASSES, image_rows, tiny_extra, tiny_resnet
 
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.two_way import ratio_of
 
 NUM_IMAGES = 23

@@ -12,7 +12,7 @@ import torch
 from editable_hf import make_edit_requests, rmsprop
 from editable_hf.core import rprop
 from editable_hf.data.moses import MosesPreprocessor
-from editable_hf.evaluation.bleu_edits import BleuDrawdownEvaluator
+from editable_hf.evaluation.bleu_evaluator import BleuDrawdownEvaluator
 from editable_hf.evaluation.bootstrap import bootstrap_mean
 from editable_hf.evaluation.records import read_records
 

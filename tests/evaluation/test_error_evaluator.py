@@ -19,8 +19,8 @@ from tiny_images import (
 from editable_hf import ClassConstraint, edit, edited, rmsprop
 from editable_hf.core import rprop, select_parameters
 from editable_hf.data.image_requests import make_image_requests
-from editable_hf.evaluation import error_edits
-from editable_hf.evaluation.error_edits import ErrorDrawdownEvaluator
+from editable_hf.evaluation import error_evaluator
+from editable_hf.evaluation.error_evaluator import ErrorDrawdownEvaluator
 from editable_hf.evaluation.records import read_records
 
 STEPS, NUM_IMAGES = 4, 23
@@ -124,12 +124,12 @@ def test_edits_together_are_those_one_by_one(test_set, requests, name):
     ]
     images = torch.stack([row["pixel_values"] for row in test_set])
     watched = select_parameters(model, layers).values()
-    with torch.no_grad(), error_edits.record(model, watched) as recording:
+    with torch.no_grad(), error_evaluator.record(model, watched) as recording:
         model(images)
     calls, replay = [], recording.replay
     recording.replay = lambda params: calls.append(params) or replay(params)
     with torch.no_grad():
-        logits = error_edits._replay_all(recording, error_edits._stack(edits, evaluator.layers))
+        logits = error_evaluator._replay_all(recording, error_evaluator._stack(edits, evaluator.layers))
         # Hugging Face's ResNet adds to the layer's output, which all edits of a shortcut share: vmap refuses.
         assert len(calls) == (1 + len(edits) if name == "shortcut" else 1)
         for params, ours in zip(edits, logits, strict=True):
