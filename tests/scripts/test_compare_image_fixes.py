@@ -172,6 +172,7 @@ def test_lookup_table_answers_for_the_very_image_alone(finished, networks, digit
     assert (row["augmented"] == row["augmented_before"]) == (num_same == 0)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_results(script, networks, finished, tmp_path, monkeypatch):
     calls, damage = [], script.damage
     kill_at = 30  # in the middle of a group of the fourth method's fixes
