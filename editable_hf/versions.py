@@ -68,16 +68,15 @@ def describe_environment() -> dict[str, Any]:
     """What a bug report needs: versions, commit, machine and device."""
     import torch  # late: this module is a part of `import editable_hf`, and of `editable-hf --help`
 
-    from editable_hf.experiments.report import COMMIT
+    from editable_hf.experiments.report import environment
 
+    found = environment()
     return {
         "editable_hf": __version__,
-        "commit": COMMIT,
+        "commit": found["commit"],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": processor_name(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "threads": torch.get_num_threads(),
+        **found["machine"],
         "cuda": torch.version.cuda,
         "libraries": compare_versions(),
     }

@@ -29,7 +29,7 @@ def is_parallel_folder(
 def read_parallel_folder(
     folder: Path, source_lang: str, target_lang: str, split_names: Mapping[str, str] | None = None
 ) -> dict[str, ParallelText]:
-    """Reads `{train,valid,test}.{de,en}` and the like; each file plain, `.gz` or `.xz`.
+    """Reads `{train,valid,test}.{de,en}` and the like; each file plain, `.gz` or `.xz`, whichever is there first.
 
     A file `STEM.raw.LANG` of the target language beside `STEM.LANG` gives the untokenized references.
 
@@ -44,8 +44,8 @@ def read_parallel_folder(
 
     Raises:
         FileNotFoundError: If a split, or one language of it, is missing.
-        ValueError: If a split is ambiguous, a file is there twice, damaged or not UTF-8, the two languages are not
-            aligned, a line is empty, or the text is cut into subword units.
+        ValueError: If a split is ambiguous, a file is damaged or not UTF-8, the two languages are not aligned, a line
+            is empty, or the text is cut into subword units.
     """
     stems = _stems(folder, source_lang) | _stems(folder, target_lang)
     chosen = choose_splits(stems, split_names, f"the folder {folder}")
@@ -93,7 +93,4 @@ def _find(folder: Path, name: str) -> Path:
             f"Expected {name} (plain, .gz or .xz) in {folder}, but only the other language of this split is there; "
             "add the file, or check `source_lang` and `target_lang`."
         )
-    if len(versions) > 1:
-        names = " and ".join(path.name for path in versions)
-        raise ValueError(f"Expected one version of {name} in {folder}, but {names} are there; remove all but one.")
     return versions[0]

@@ -165,13 +165,6 @@ def test_missing_language_is_an_error(tmp_path):
         load_translation_data(str(tmp_path))
 
 
-def test_two_versions_of_a_file_are_an_error(tmp_path):
-    write_folder(tmp_path)
-    (tmp_path / "train.de.gz").write_bytes(gzip.compress(b"x\n"))
-    with pytest.raises(ValueError, match=r"train\.de and train\.de\.gz are there"):
-        load_translation_data(str(tmp_path))
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes need a POSIX system")
 def test_only_ordinary_files_are_read(tmp_path):
     write_folder(tmp_path)
