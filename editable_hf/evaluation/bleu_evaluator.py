@@ -17,7 +17,7 @@ from editable_hf.data.moses import MosesPreprocessor
 from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.bleu import CorpusBleu, bleu_of_sums
 from editable_hf.evaluation.edit_evaluator import EditEvaluator, EditRecord, Request, edit_record, mean_of_moved
-from editable_hf.evaluation.translator import Translator, edits_together
+from editable_hf.evaluation.translator import Translator, edits_together, reaches_encoder
 from editable_hf.evaluation.two_way import resampled_means
 
 
@@ -63,12 +63,7 @@ class BleuDrawdownEvaluator(EditEvaluator):
     ):
         self.model, self.tokenizer = model, tokenizer
         self.layers = list(select_parameters(model, layers))
-        in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
-        own = dict(model.named_parameters())
-        self._options = {
-            "num_beams": num_beams,
-            "keep_encoded": not any(id(own[name]) in in_encoder for name in self.layers),
-        }
+        self._options = {"num_beams": num_beams, "keep_encoded": not reaches_encoder(model, self.layers)}
         self._translator = Translator(model, tokenizer, sources, batch_size=batch_size, **self._options)
         self._tokens = CorpusBleu(references, tokenize="13a" if raw_text else "none")
         self._texts = CorpusBleu(reference_texts, tokenize="13a")

@@ -49,6 +49,12 @@ def edits_together(model: PreTrainedModel, names: Iterable[str]) -> int:
     return max(1, min(_MOST_TOGETHER, int(_STACKED_BYTES / num_bytes)))
 
 
+def reaches_encoder(model: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Whether one of these parameters is the encoder's: what it makes of a sentence then depends on the edit."""
+    in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
+    return any(id(model.get_parameter(name)) in in_encoder for name in names)
+
+
 class Translator:
     """Beam search over a fixed list of sentences with whatever parameters the model has at the moment.
 
@@ -62,7 +68,7 @@ class Translator:
         num_beams: Beam size; if `None`, beams, early stopping and length limit are the model's generation config's.
             Otherwise, and where that has no limit, a batch gets its [`translation_limit`].
         batch_size: Sentences decoded together.
-        keep_encoded: Keep the encoder's outputs. Set it to `False` if the encoder is edited.
+        keep_encoded: Keep the encoder's outputs. Not if the encoder is edited, see [`reaches_encoder`].
     """
 
     def __init__(

@@ -11,12 +11,8 @@ from editable_hf.evaluation.verified_edit import VerifiedEdit, verified_edit
 from editable_hf.patches.patch import Patch
 from editable_hf.training.editor_config import EditorConfig
 
-_KEYS = ("source", "target", "input_ids", "labels", "alternatives", "margin")
-
-
-def patch_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What a patch keeps of a request: enough to check it, and to repeat the edit."""
-    return {key: request[key] for key in _KEYS}
+# What a patch keeps of a request: enough to check it, and to repeat the edit.
+REQUEST_KEYS = ("source", "target", "input_ids", "labels", "alternatives", "margin")
 
 
 def patch_of(model: PreTrainedModel, outcome: VerifiedEdit, config: EditorConfig, **options: Any) -> Patch | None:
@@ -26,7 +22,7 @@ def patch_of(model: PreTrainedModel, outcome: VerifiedEdit, config: EditorConfig
     return Patch.from_edit(
         model,
         outcome.result,
-        request=[patch_request(each) for each in outcome.requests],
+        request=[{key: request[key] for key in REQUEST_KEYS} for request in outcome.requests],
         editor=config,
         layers=config.layers,
         verified=outcome.all_verified,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from editable_hf.core.editing import edited
 from editable_hf.data.moses import looks_tokenized
 from editable_hf.evaluation.bleu import CorpusBleu
-from editable_hf.evaluation.translator import Translator
+from editable_hf.evaluation.translator import Translator, reaches_encoder
 from editable_hf.review.review import BLEU, TRANSLATION, Change, Review, name_of, own_params, sorted_changes
 from editable_hf.review.terms import review_terms
 from editable_hf.review.words import word_distance
@@ -60,7 +60,8 @@ def review_translations(
     """
     check_sizes(sources, references)
     params = own_params(model, params)
-    translator = _build_translator(model, tokenizer, sources, params, num_beams, batch_size)
+    options = {"num_beams": num_beams, "batch_size": batch_size, "keep_encoded": not reaches_encoder(model, params)}
+    translator = Translator(model, tokenizer, sources, **options)
     before = translator(progress)
     with edited(model, params):
         after = translator(progress)
@@ -87,20 +88,6 @@ def check_sizes(sources: Sequence[str], references: Sequence[str] | None) -> Non
             f"Expected at least one source, and as many references or none, but got {len(sources):,} sources and "
             f"{num_references} references; check the regression set."
         )
-
-
-def _build_translator(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[str],
-    params: Mapping[str, Tensor],
-    num_beams: int | None,
-    batch_size: int,
-) -> Translator:
-    own = dict(model.named_parameters())
-    in_encoder = {id(parameter) for parameter in model.get_encoder().parameters()}
-    keep_encoded = not any(id(own[name]) in in_encoder for name in params)
-    return Translator(model, tokenizer, sources, num_beams=num_beams, batch_size=batch_size, keep_encoded=keep_encoded)
 
 
 def changed_texts(

@@ -13,7 +13,7 @@ from editable_hf import EditorConfig, rmsprop
 from editable_hf.core.editing import constraint_value, edit
 from editable_hf.data.requests import request_constraint
 from editable_hf.patches import Patch, apply_patches, revert_patches
-from editable_hf.patches.making import patch_request
+from editable_hf.patches.making import REQUEST_KEYS
 from editable_hf.patches.squash import squash_patches
 from editable_hf.review.terms import terms_of
 from editable_hf.terms.glossary import Term
@@ -70,7 +70,7 @@ def test_success_is_that_of_all_together():
     config, patches = EditorConfig("rmsprop", {"learning_rate": 1e-2, "beta": 0.5}), []
     for row in rows:
         result = edit(model, request_constraint(row, model), rmsprop(1e-2), "last_decoder_mlp", 30)
-        request = [patch_request({**row, "margin": 0.0})]
+        request = [{key: {**row, "margin": 0.0}[key] for key in REQUEST_KEYS}]
         patches.append(Patch.from_edit(model, result, request=request, editor=config, layers="last_decoder_mlp"))
         assert patches[-1].success
         apply_patches(model, patches[-1])
