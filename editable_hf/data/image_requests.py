@@ -52,10 +52,6 @@ class RankDistribution:
         return cls(torch.bincount(ranks, minlength=logits.shape[1]).cpu())
 
     @property
-    def num_classes(self) -> int:
-        return len(self.counts)
-
-    @property
     def frequencies(self) -> Tensor:
         """Fraction of the examples by rank, `(num_classes,)`, float64, summing to 1."""
         return self.counts.double() / self.counts.sum()
@@ -130,7 +126,7 @@ class ImageEditRequests(torch.utils.data.Dataset):
         seed: Not negative; decides classes and ranks that are drawn.
 
     Raises:
-        ValueError: If not exactly one way of choosing classes is given, or there is no image.
+        ValueError: If not exactly one way of choosing classes is given.
     """
 
     def __init__(
@@ -149,8 +145,6 @@ class ImageEditRequests(torch.utils.data.Dataset):
                 f"Expected exactly one of `requests`, `num_classes` and `ranks`, but got {given or 'none'}; a class "
                 "is either listed, drawn uniformly or drawn by rank."
             )
-        if len(dataset) == 0:
-            raise ValueError("Expected images to make edit requests of, but the dataset is empty; give another split.")
         if requests is not None and len(requests) and max(requests["image_index"]) >= len(dataset):
             raise ValueError(
                 f"Expected every `image_index` below {len(dataset)}, the number of images, but the largest is "

@@ -209,12 +209,7 @@ def plot_edit_space(spaces: Mapping[str, tuple[Tensor, EditSpace]], classes: Seq
         spaces: Points `(num_edits, 2)` of `embed_edits` and the edits, by name of the model.
         classes: Names of the classes.
         path: PNG file to write.
-
-    Raises:
-        ValueError: For more classes than can be told apart.
     """
-    if len(classes) > len(_CLASS_COLORS):
-        raise ValueError(f"At most {len(_CLASS_COLORS)} classes can be told apart, got {len(classes)}.")
     pyplot = import_pyplot()
     from matplotlib.colors import to_rgb
 
@@ -225,9 +220,9 @@ def plot_edit_space(spaces: Mapping[str, tuple[Tensor, EditSpace]], classes: Seq
         for index, label in enumerate(classes):
             own = space.labels == index
             paleness = [0.6 * target / max(1, len(classes) - 1) for target in space.targets[own].tolist()]
-            rgb = to_rgb(_CLASS_COLORS[index])
+            rgb = to_rgb(_CLASS_COLORS[index % len(_CLASS_COLORS)])
             colors = [[part + (1 - part) * pale for part in rgb] for pale in paleness]
-            marker = _MARKERS[index]
+            marker = _MARKERS[index % len(_MARKERS)]
             axes.scatter(*points[own].T.numpy(), c=colors or None, s=14, marker=marker, linewidths=0)
             if axes is panels[0, 0]:  # one entry for each class, in its full color
                 axes.scatter([], [], color=[rgb], marker=marker, s=30, label=label)

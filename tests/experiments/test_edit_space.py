@@ -96,8 +96,6 @@ def test_embedding_keeps_kinds_of_edits_apart():
     distances = torch.cdist(points, points).fill_diagonal_(torch.inf)
     assert torch.equal(kinds[distances.argmin(1)], kinds)
     assert torch.equal(points, embed_edits(divergences, perplexity=10))
-    with pytest.raises(ValueError, match="more edits than its perplexity, 30, but got 20"):
-        embed_edits(divergences[:20])
 
 
 def test_explained_variance_is_that_of_the_exact_decomposition():
@@ -135,5 +133,3 @@ def test_pictures(tmp_path):
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG") and len(content) > 5_000
-    with pytest.raises(ValueError, match="At most 10 classes"):
-        plots.plot_edit_space({"a": (points, space)}, [*classes, "one more"], tmp_path / "4.png")
