@@ -8,6 +8,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -42,6 +43,7 @@ def images_of_arrays(pixels: np.ndarray, labels: Sequence[int], class_names: Seq
     return Dataset(table.cast(features.arrow_schema), info=datasets.DatasetInfo(features=features))
 
 
+@cache
 def read_digits(image_size: int) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, scaled up to `image_size` and repeated as three channels.
 

@@ -82,7 +82,7 @@ def test_validation_images_of_the_test_set():
 def test_missing_scikit_learn_is_an_error(monkeypatch):
     monkeypatch.setattr("editable_hf.versions.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "editable_hf\[vision\]"'):
-        load_image_data("embedded")
+        load_image_data("embedded", image_size=9)  # of a size that was not read yet
 
 
 def write_jpegs(folder, counts, side=20):
