@@ -46,7 +46,7 @@ def _edit(args: argparse.Namespace) -> int:
             loaded, requests, max_rounds=args.max_rounds, num_alternatives=args.num_alternatives, **options
         )
     result = outcome.result
-    found = {
+    report = {
         "success": result.success,
         "verified": outcome.verified,
         "num_steps": result.num_steps,
@@ -60,7 +60,7 @@ def _edit(args: argparse.Namespace) -> int:
     }
     if outcome.patch is not None:
         outcome.patch.save_pretrained(args.output)
-    _print(args, found, _describe_edit(found))
+    _print(args, report, _describe_edit(report))
     return 0 if result.success else 1
 
 
@@ -75,9 +75,9 @@ def _terms(args: argparse.Namespace) -> int:
     options = {key: getattr(args, key) for key in ("separate", "max_rounds", "num_alternatives")}
     parts = (loaded.model, loaded.processor, loaded.editor)
     options["languages"] = args.glossary_languages
-    found = patch_glossary(*parts, args.glossary, args.corpus, args.output, **options)
-    _print(args, found, describe_terms(found))
-    return 0 if found["patches"] else 1
+    report = patch_glossary(*parts, args.glossary, args.corpus, args.output, **options)
+    _print(args, report, describe_terms(report))
+    return 0 if report["patches"] else 1
 
 
 def _override(editor, args: argparse.Namespace) -> None:
@@ -89,22 +89,22 @@ def _override(editor, args: argparse.Namespace) -> None:
         editor.hyperparameters = {**editor.hyperparameters, "learning_rate": args.learning_rate}
 
 
-def _describe_edit(found: dict[str, Any]) -> str:
-    outputs = "\n".join(f"  {text}" for text in found["outputs"])
-    if found["failure"] is not None:
-        return f"The edit failed: {found['failure']}; no patch was written. Lower --learning_rate."
-    if not found["success"]:
+def _describe_edit(report: dict[str, Any]) -> str:
+    outputs = "\n".join(f"  {text}" for text in report["outputs"])
+    if report["failure"] is not None:
+        return f"The edit failed: {report['failure']}; no patch was written. Lower --learning_rate."
+    if not report["success"]:
         return (
-            f"l_e <= 0 not reached in {found['num_steps']} steps ({found['loss_before']:.2f} -> "
-            f"{found['loss_after']:.2f}); no patch was written. Raise --max_steps or --learning_rate, or "
+            f"l_e <= 0 not reached in {report['num_steps']} steps ({report['loss_before']:.2f} -> "
+            f"{report['loss_after']:.2f}); no patch was written. Raise --max_steps or --learning_rate, or "
             "name more --layers."
         )
-    if found["patch"] is None:
+    if report["patch"] is None:
         return f"Nothing to edit: the target beats every alternative already. The model says:\n{outputs}"
-    state = "the model now says so" if found["verified"] else "but decoding still gives something else"
+    state = "the model now says so" if report["verified"] else "but decoding still gives something else"
     return (
-        f"l_e <= 0 reached in {found['num_steps']} steps (round {found['num_rounds']}), {state}:\n{outputs}\n"
-        f"Patch: {found['patch']} ({found['bytes'] / 1e6:.1f} MB)"
+        f"l_e <= 0 reached in {report['num_steps']} steps (round {report['num_rounds']}), {state}:\n{outputs}\n"
+        f"Patch: {report['patch']} ({report['bytes'] / 1e6:.1f} MB)"
     )
 
 
@@ -135,9 +135,9 @@ def _apply(args: argparse.Namespace) -> int:
     if (args.health is not None) != any(bound is not None for bound in bounds.values()):
         raise ValueError("Give --health together with --max_kl or --max_perplexity, or none of them.")
     if args.health is not None:
-        found = commands.health(commands.load(args.model), args.patches, args.health, **bounds)
-        if not found["healthy"]:
-            _print(args, found, _describe_harm(args, found["states"]))
+        report = commands.health(commands.load(args.model), args.patches, args.health, **bounds)
+        if not report["healthy"]:
+            _print(args, report, _describe_harm(args, report["states"]))
             return 1
     loaded = commands.load(args.model, args.patches)
     commands.save_model(loaded, args.output)
@@ -164,15 +164,15 @@ def _squash(args: argparse.Namespace) -> int:
     _check_new(args.output)
     patch = squash_patches(commands.load(args.model).model, args.patches, encoding=args.encoding)
     patch.save_pretrained(args.output)
-    found = {
+    report = {
         "patch": args.output,
         "success": patch.success,
         "bytes": len(patch.payload),
         "requests": len(patch.request),
     }
     holds = "all that they are for holds" if patch.success else "NOT all that they are for holds together"
-    text = f"{len(args.patches)} patches in one, {args.output} ({found['bytes'] / 1e6:.1f} MB): {holds}"
-    _print(args, found, text)
+    text = f"{len(args.patches)} patches in one, {args.output} ({report['bytes'] / 1e6:.1f} MB): {holds}"
+    _print(args, report, text)
     return 0
 
 
@@ -201,13 +201,13 @@ def _export(args: argparse.Namespace) -> int:
         if not patches:
             raise ValueError("Give the --patches that the adapter is to hold, and as MODEL the model without them.")
         loaded = commands.load(args.model, inputs=_inputs(args), remembered=patches)
-        found = command.export_lora(loaded, patches, args.output, args.model, args.rank)
-        _print(args, found, command.describe_lora(found))
+        report = command.export_lora(loaded, patches, args.output, args.model, args.rank)
+        _print(args, report, command.describe_lora(report))
     else:
         loaded = commands.load(args.model, patches, _inputs(args))
         commands.check_translates(loaded, args.model)
-        found = command.export_ctranslate2(loaded, args.output, data=args.data, quantization=args.quantization)
-        _print(args, found, command.describe_ctranslate2(found))
+        report = command.export_ctranslate2(loaded, args.output, data=args.data, quantization=args.quantization)
+        _print(args, report, command.describe_ctranslate2(report))
     return 0
 
 
@@ -216,26 +216,26 @@ def _evaluate(args: argparse.Namespace) -> int:
     from editable_hf.review.text import summary
 
     patches = [commands.Patch.from_pretrained(each) for each in args.patches]
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     lines = []
     if args.data is not None:
         loaded = commands.load(args.model, inputs=_inputs(args), remembered=patches)
         review = commands.review(loaded, patches, args.data, base_model=args.model, patch=", ".join(args.patches))
-        found["review"] = {key: value for key, value in review.as_dict().items() if key != "changes"}
+        report["review"] = {key: value for key, value in review.as_dict().items() if key != "changes"}
         lines += summary(review)
     states = commands.check_patches(commands.load(args.model, patches, _inputs(args)), patches)
-    found["patches"] = states
+    report["patches"] = states
     words = {True: "yes", False: "NO", None: "-"}
     for name, state in zip(args.patches, states, strict=True):
         lines.append(f"{name}: l_e <= 0 {words[state['success']]}, verified {words[state['verified']]}")
-    _print(args, found, "\n".join(lines))
+    _print(args, report, "\n".join(lines))
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
     from editable_hf import commands
 
-    found, lines = [], []
+    report, lines = [], []
     for name in args.names:
         try:
             one = commands.describe_patch(name)
@@ -246,8 +246,8 @@ def _list(args: argparse.Namespace) -> int:
         except ValueError:
             one = commands.describe_model(name)
             lines.append(_carries(name, one["patches"]))
-        found.append(one)
-    _print(args, {"found": found}, "\n".join(lines))
+        report.append(one)
+    _print(args, {"found": report}, "\n".join(lines))
     return 0
 
 
@@ -267,13 +267,13 @@ def _push(args: argparse.Namespace) -> int:
 def _env(args: argparse.Namespace) -> int:
     from editable_hf.versions import describe_environment, format_environment
 
-    found = describe_environment()
-    _print(args, found, format_environment(found))
+    report = describe_environment()
+    _print(args, report, format_environment(report))
     return 0
 
 
-def _print(args: argparse.Namespace, found: dict[str, Any], text: str) -> None:
-    print(json.dumps(found, ensure_ascii=False) if args.json else text)
+def _print(args: argparse.Namespace, report: dict[str, Any], text: str) -> None:
+    print(json.dumps(report, ensure_ascii=False) if args.json else text)
 
 
 def _note(text: str) -> None:

@@ -104,9 +104,9 @@ def load(
             f"{name} is a {config.model_type} model; encoder-decoder models, causal language models and image "
             "classifiers are edited."
         )
-    found = EditorConfig.find(name)
+    saved = EditorConfig.find(name)
     layers = [_part_to_edit(model)]
-    editor = found or EditorConfig(layers=layers)
+    editor = saved or EditorConfig(layers=layers)
     chosen = [each if isinstance(each, Patch) else Patch.from_pretrained(each) for each in patches]
     if inputs is not None:
         for each in (*chosen, *remembered):
@@ -117,7 +117,7 @@ def load(
         if "chat" in editor.inputs and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"`--chat` is for causal language models, but {name} is a {config.model_type} model.")
     model = apply_patches(model.to(device).eval(), chosen)
-    return Loaded(model, processor, editor, found is not None)
+    return Loaded(model, processor, editor, saved is not None)
 
 
 def check_translates(loaded: Loaded, name: str) -> None:
@@ -260,18 +260,18 @@ def review(loaded: Loaded, patches: Sequence[Patch], data: str, **options: Any) 
 
 def check_patches(loaded: Loaded, patches: Sequence[Patch]) -> list[dict[str, Any]]:
     """Whether what each patch is for still holds in a model that carries them all."""
-    found = []
+    states = []
     for patch in patches:
         state = {"patch": patch.fingerprint, "success": None, "verified": None}
         if loaded.writes:
             penalty = decoding_length_penalty(loaded.model)
             constraint = joint_constraint(patch.request, loaded.model, penalty)
             success = constraint_value(loaded.model, constraint) <= 0
-            outputs = [decode(loaded.model, loaded.processor, each) for each in patch.request]
-            wanted = [each["labels"] for each in patch.request]
+            outputs = [decode(loaded.model, loaded.processor, request) for request in patch.request]
+            wanted = [request["labels"] for request in patch.request]
             state |= {"success": success, "verified": outputs == wanted}
-        found.append(state)
-    return found
+        states.append(state)
+    return states
 
 
 def health(loaded: Loaded, patches: Sequence[str], text: str, **bounds: float | None) -> dict[str, Any]:

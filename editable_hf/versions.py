@@ -38,12 +38,12 @@ def compare_versions() -> dict[str, dict[str, str | None]]:
 
 def warn_if_untested() -> None:
     """One warning if `transformers` is newer than what was tested: what breaks next is most often there."""
-    found = _compare("transformers")
-    if found["state"] == NEWER:
-        newest = Version(found["newest"])
+    report = _compare("transformers")
+    if report["state"] == NEWER:
+        newest = Version(report["newest"])
         older = f'pip install "transformers<{newest.major}.{newest.minor + 1}"'
         warnings.warn(
-            f"editable_hf was tested with transformers up to {newest}, and {found['version']} is installed. If "
+            f"editable_hf was tested with transformers up to {newest}, and {report['version']} is installed. If "
             f"something fails, `{older}`, and please report it with what `editable-hf env` prints.",
             stacklevel=3,  # the line that imports editable_hf
         )
@@ -82,17 +82,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def format_environment(found: dict[str, Any]) -> str:
+def format_environment(environment: dict[str, Any]) -> str:
     """A Markdown list to paste into a bug report, from [`describe_environment`]."""
-    commit = "" if found["commit"] is None else f" (commit {found['commit']})"
-    build = "CPUs" if found["cuda"] is None else f"CUDA {found['cuda']}"
+    commit = "" if environment["commit"] is None else f" (commit {environment['commit']})"
+    build = "CPUs" if environment["cuda"] is None else f"CUDA {environment['cuda']}"
     lines = [
-        f"editable_hf: {found['editable_hf']}{commit}",
-        f"Python: {found['python']}, {found['platform']}",
-        f"processor: {found['processor']}, {found['threads']} threads",
-        f"device: {found['device']}, torch built for {build}",
+        f"editable_hf: {environment['editable_hf']}{commit}",
+        f"Python: {environment['python']}, {environment['platform']}",
+        f"processor: {environment['processor']}, {environment['threads']} threads",
+        f"device: {environment['device']}, torch built for {build}",
     ]
-    for name, entry in found["libraries"].items():
+    for name, entry in environment["libraries"].items():
         span = entry["newest"] if entry["oldest"] == entry["newest"] else f"{entry['oldest']} to {entry['newest']}"
         state = INSIDE if entry["state"] == MISSING else entry["state"]
         lines.append(f"{name}: {entry['version'] or MISSING} ({state}: {span})")

@@ -58,7 +58,7 @@ def evaluate_sequences(
         )
 
     def measure(seeds: Sequence[int]) -> list[dict[str, Any]]:
-        orders = [torch.randperm(len(requests), generator=torch.Generator().manual_seed(each)) for each in seeds]
+        orders = [torch.randperm(len(requests), generator=torch.Generator().manual_seed(start)) for start in seeds]
         chosen = [[requests[index] for index in order[:num_edits].tolist()] for order in orders]
         return [_run(evaluator, rows, editor, max_steps) for rows in chosen]
 

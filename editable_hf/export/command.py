@@ -22,13 +22,13 @@ def export_ctranslate2(
     model, tokenizer = loaded.model, loaded.processor
     sources = None if data is None else loaded.addressed(read_sentences(data).sources)
     convert_to_ctranslate2(model, tokenizer, output, quantization)
-    found: dict[str, Any] = {"output": output, "quantization": quantization, "num_compared": 0, "differences": []}
+    report: dict[str, Any] = {"output": output, "quantization": quantization, "num_compared": 0, "differences": []}
     if sources is not None:
         differences = compare_translations(model, tokenizer, output, sources)
         greedy = compare_translations(model, tokenizer, output, sources, num_beams=1)
-        found |= {"num_compared": len(sources), "num_beams": model.generation_config.num_beams or 1}
-        found |= {"num_greedy_differences": len(greedy), "differences": [each._asdict() for each in differences]}
-    return found
+        report |= {"num_compared": len(sources), "num_beams": model.generation_config.num_beams or 1}
+        report |= {"num_greedy_differences": len(greedy), "differences": [each._asdict() for each in differences]}
+    return report
 
 
 def export_lora(loaded: Loaded, patches: Sequence[Patch], output: str, base_model: str, rank: int | None) -> dict:
@@ -47,13 +47,13 @@ def export_lora(loaded: Loaded, patches: Sequence[Patch], output: str, base_mode
     }
 
 
-def describe_ctranslate2(found: dict[str, Any]) -> str:
+def describe_ctranslate2(report: dict[str, Any]) -> str:
     """What [`export_ctranslate2`] found, for the terminal."""
-    lines = [f"CTranslate2 model: {found['output']} ({found['quantization'] or 'not quantized'})"]
-    total, differences = found["num_compared"], found["differences"]
+    lines = [f"CTranslate2 model: {report['output']} ({report['quantization'] or 'not quantized'})"]
+    total, differences = report["num_compared"], report["differences"]
     if not total:
         return f"{lines[0]}\nIts translations were not compared with the model's: give sentences by --data."
-    for beams, count in {1: found["num_greedy_differences"], found["num_beams"]: len(differences)}.items():
+    for beams, count in {1: report["num_greedy_differences"], report["num_beams"]: len(differences)}.items():
         lines.append(f"beams: {beams}, the same translations as the model: {total - count:,} of {total:,}")
     for each in differences[:MOST_SHOWN]:
         lines += ["", *(f"  {key:11} {text}" for key, text in each.items())]
@@ -62,12 +62,12 @@ def describe_ctranslate2(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe_lora(found: dict[str, Any]) -> str:
+def describe_lora(report: dict[str, Any]) -> str:
     """What [`export_lora`] found, for the terminal."""
-    ranks = found["ranks"].values()
-    size, error = found["bytes"] / 1e6, found["relative_error"]
+    ranks = report["ranks"].values()
+    size, error = report["bytes"] / 1e6, report["relative_error"]
     return (
-        f"Adapter: {found['output']} ({size:.2f} MB) for {found['base_model']}\n"
+        f"Adapter: {report['output']} ({size:.2f} MB) for {report['base_model']}\n"
         f"  {len(ranks)} matrices as factors of rank {min(ranks, default=0)} to {max(ranks, default=0)}, relative "
-        f"error {error:.1e}; {len(found['whole'])} other modules whole"
+        f"error {error:.1e}; {len(report['whole'])} other modules whole"
     )

@@ -84,7 +84,7 @@ def compare_translations(
     beams = num_beams or options.num_beams or 1
     converted = ctranslate2.Translator(str(folder))
     first = [tokenizer.convert_ids_to_tokens([options.forced_bos_token_id])] if options.forced_bos_token_id else None
-    found = []
+    differences = []
     for start in range(0, len(sources), _BATCH_SIZE):
         batch = list(sources[start : start + _BATCH_SIZE])
         ours = Translator(model, tokenizer, batch, num_beams=beams, batch_size=_BATCH_SIZE, keep_encoded=False)()
@@ -102,5 +102,5 @@ def compare_translations(
             tokenizer.decode(tokenizer.convert_tokens_to_ids(result.hypotheses[0]), skip_special_tokens=True)
             for result in results
         ]
-        found += [Difference(*texts) for texts in zip(batch, ours, theirs, strict=True) if texts[1] != texts[2]]
-    return found
+        differences += [Difference(*texts) for texts in zip(batch, ours, theirs, strict=True) if texts[1] != texts[2]]
+    return differences

@@ -63,28 +63,28 @@ def save_lora(
     require_extra("peft", "export")
     if rank is not None and rank < 1:
         raise ValueError(f"Expected a rank of at least 1, got {rank}; leave it out for an exact adapter.")
-    own = dict(model.named_parameters())
-    edits = {name: value for name, value in params.items() if not torch.equal(value, own[name])}
+    before = dict(model.named_parameters())
+    edits = {name: value for name, value in params.items() if not torch.equal(value, before[name])}
     matrices, whole = _by_module(model, edits)
     with_bias = any(layer.bias is not None for layer in matrices.values())
     state: dict[str, Tensor] = {}
     ranks, missed, added = {}, 0.0, 0.0
     for module, layer in matrices.items():
-        delta = _delta(own, edits, f"{module}.weight")
+        delta = _delta(before, edits, f"{module}.weight")
         delta = delta.T if isinstance(layer, Conv1D) else delta
-        a, b = (each.to(_kept_dtype(layer.weight)) for each in _factors(delta, rank))
+        a, b = (factor.to(_kept_dtype(layer.weight)) for factor in _factors(delta, rank))
         ranks[module] = len(a)
         missed += float((delta - b.double() @ a.double()).square().sum())
         added += float(delta.square().sum())
         state |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
         if with_bias:  # peft gives one to all or to none
-            bias = b.new_zeros(len(b)) if layer.bias is None else _delta(own, edits, f"{module}.bias").to(b.dtype)
+            bias = b.new_zeros(len(b)) if layer.bias is None else _delta(before, edits, f"{module}.bias").to(b.dtype)
             state[f"{module}.lora_B.bias"] = bias
     for module in whole:
         kept = model.get_submodule(module).state_dict()
         state |= {f"{module}.{key}": edits.get(f"{module}.{key}", value) for key, value in kept.items()}
     path = Path(folder)
-    options = {"lora_bias": with_bias, "fan_in_fan_out": any(isinstance(each, Conv1D) for each in matrices.values())}
+    options = {"lora_bias": with_bias, "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in matrices.values())}
     options |= {"base_model_name_or_path": base_model or model.config.name_or_path, "modules_to_save": whole or None}
     _lora_config(model, ranks, **options).save_pretrained(str(path))
     weights = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
@@ -114,9 +114,9 @@ def _by_module(model: nn.Module, edits: Mapping[str, Tensor]) -> tuple[dict[str,
     return matrices, sorted(whole)
 
 
-def _delta(own: Mapping[str, Tensor], edits: Mapping[str, Tensor], name: str) -> Tensor:
-    before = own[name].detach().double()
-    return edits[name].detach().double() - before if name in edits else torch.zeros_like(before)
+def _delta(before: Mapping[str, Tensor], edits: Mapping[str, Tensor], name: str) -> Tensor:
+    old = before[name].detach().double()
+    return edits[name].detach().double() - old if name in edits else torch.zeros_like(old)
 
 
 def _factors(delta: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:

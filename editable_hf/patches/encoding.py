@@ -65,13 +65,13 @@ def _encode_bf16(old: Tensor, new: Tensor) -> Streams:
     """
     if old.dtype not in _ROUNDED_DTYPES:
         raise ValueError(
-            f"Encoding 'bf16' expects tensors in one of {', '.join(str(each) for each in _ROUNDED_DTYPES)}, got "
+            f"Encoding 'bf16' expects tensors in one of {', '.join(str(dtype) for dtype in _ROUNDED_DTYPES)}, got "
             f"{old.dtype}; use encoding 'xor', which takes any."
         )
     old, new = old.detach().cpu(), new.detach().cpu()
     step = (_wide(new) - _wide(old)).to(torch.bfloat16)
     edited = _moved(old, step, 1)
-    if not all(each.isfinite().all() for each in (old, new, step, edited)):
+    if not all(tensor.isfinite().all() for tensor in (old, new, step, edited)):
         # Besides, processors do not agree on the bits of the NaN that an addition gives.
         raise ValueError(
             "Encoding 'bf16' expects finite values before and after the edit, got infinite ones or NaN; use encoding "
@@ -146,7 +146,7 @@ ENCODINGS = {
 
 def rounding_error(old: Tensor, new: Tensor, edited: Tensor) -> tuple[float, float, float]:
     """How far `edited` is from `new`: largest absolute error, squared error, and the edit's own squared length."""
-    old, new, edited = (each.detach().cpu().double() for each in (old, new, edited))
+    old, new, edited = (tensor.detach().cpu().double() for tensor in (old, new, edited))
     error = (edited - new).abs()
     return error.max().item(), error.square().sum().item(), (new - old).square().sum().item()
 
@@ -190,19 +190,19 @@ def changed_tensors(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str,
     Raises:
         ValueError: If the model has no such parameters, or all of them are as they were.
     """
-    own = dict(model.named_parameters())
+    before = dict(model.named_parameters())
     for name, value in params.items():
-        if name not in own:
+        if name not in before:
             raise ValueError(
                 f"The edit holds {name!r}, which {type(model).__name__} does not have; make the patch with the model "
                 "that was edited."
             )
-        if (own[name].dtype, own[name].shape) != (value.dtype, value.shape):
+        if (before[name].dtype, before[name].shape) != (value.dtype, value.shape):
             raise ValueError(
-                f"Expected {name!r} as {type(model).__name__} has it, {describe(own[name])}, but the edit holds "
+                f"Expected {name!r} as {type(model).__name__} has it, {describe(before[name])}, but the edit holds "
                 f"{describe(value)}; make the patch with the model that was edited."
             )
-    pairs = {name: (own[name].detach(), value.detach()) for name, value in params.items()}
+    pairs = {name: (before[name].detach(), value.detach()) for name, value in params.items()}
     changed = {name: pair for name, pair in pairs.items() if not np.array_equal(*map(raw_bytes, pair))}
     if not changed:
         raise ValueError(
@@ -220,10 +220,10 @@ def encode_tensors(
     codec = known_encoding(encoding)
     touched, streams, errors = {}, {}, []
     for name, (old, new) in changed.items():
-        own = codec.encode(old, new)
-        edited = codec.apply(own, old)
+        planes = codec.encode(old, new)
+        edited = codec.apply(planes, old)
         touched[name] = TouchedTensor(dtype_name(old), list(old.shape), digest(old), digest(edited))
-        streams |= {f"{name}/{stream}": plane for stream, plane in own.items()}
+        streams |= {f"{name}/{stream}": plane for stream, plane in planes.items()}
         if encoding != "xor":
             errors.append(rounding_error(old, new, edited))
     rounding = None
@@ -247,13 +247,13 @@ def moved_tensors(
     move = codec.revert if backwards else codec.apply
     try:
         streams = safetensors.numpy.load(payload)
-        own: dict[str, dict[str, np.ndarray]] = {name: {} for name in tensors}
+        planes: dict[str, dict[str, np.ndarray]] = {name: {} for name in tensors}
         for key, plane in streams.items():
             if plane.dtype != np.uint8 or plane.ndim != 1:
                 raise ValueError(f"{key} holds {plane.dtype} {plane.shape}, and not bytes")
             name, stream = key.rsplit("/", 1)
-            own[name][stream] = plane
-        return {name: move(own[name], tensor) for name, tensor in tensors.items()}
+            planes[name][stream] = plane
+        return {name: move(planes[name], tensor) for name, tensor in tensors.items()}
     except (SafetensorError, zlib.error, KeyError, ValueError) as error:
         raise ValueError(
             f"The payload of the patch does not hold what patch.json says ({type(error).__name__}: {error}); download "

@@ -155,24 +155,24 @@ class Patch:
     @property
     def fingerprint(self) -> str:
         """sha256 that names the patch: over the touched tensors before and after it, its encoding and its parent."""
-        tensors = {name: asdict(each) for name, each in self.tensors.items()}
+        tensors = {name: asdict(touched) for name, touched in self.tensors.items()}
         content = json.dumps([_FORMAT, self.encoding, self.parent, tensors], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the touched tensors without the patch."""
-        return fingerprint({name: each.before for name, each in self.tensors.items()})
+        return fingerprint({name: touched.before for name, touched in self.tensors.items()})
 
     @property
     def edited_fingerprint(self) -> str:
         """Fingerprint of the touched tensors with the patch."""
-        return fingerprint({name: each.after for name, each in self.tensors.items()})
+        return fingerprint({name: touched.after for name, touched in self.tensors.items()})
 
     @property
     def num_parameters(self) -> int:
         """How many numbers the touched tensors hold."""
-        return sum(math.prod(each.shape) for each in self.tensors.values())
+        return sum(math.prod(touched.shape) for touched in self.tensors.values())
 
     def to_json(self) -> str:
         """The content of `patch.json`."""
@@ -280,16 +280,16 @@ class Patch:
         unknown = sorted(set(content) - names - set(_DERIVED))
         if unknown:
             logger.warning("%s has keys this version does not know and ignores: %s", where, ", ".join(unknown))
-        own = {name: content[name] for name in names - {"inputs"}}
-        own["inputs"] = content.get("inputs", {})  # patches of before have none
-        own["tensors"] = {name: TouchedTensor(**each) for name, each in content["tensors"].items()}
-        patch = cls(**own, payload=payload)
+        values = {name: content[name] for name in names - {"inputs"}}
+        values["inputs"] = content.get("inputs", {})  # patches of before have none
+        values["tensors"] = {name: TouchedTensor(**each) for name, each in content["tensors"].items()}
+        patch = cls(**values, payload=payload)
         known_encoding(patch.encoding)
-        found = {PAYLOAD_NAME: hashlib.sha256(payload).hexdigest(), PATCH_NAME: patch.fingerprint}
+        sums = {PAYLOAD_NAME: hashlib.sha256(payload).hexdigest(), PATCH_NAME: patch.fingerprint}
         for file, expected in {PAYLOAD_NAME: content["payload"]["sha256"], PATCH_NAME: content["fingerprint"]}.items():
-            if found[file] != expected:
+            if sums[file] != expected:
                 raise ValueError(
-                    f"{file} in {where} is damaged: expected sha256 {short(expected)}, found {short(found[file])}; "
+                    f"{file} in {where} is damaged: expected sha256 {short(expected)}, found {short(sums[file])}; "
                     "download or save the patch again."
                 )
         return patch

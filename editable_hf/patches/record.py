@@ -34,8 +34,8 @@ def applied_patches(model: PreTrainedModel) -> list[str]:
     record = getattr(model.config, RECORD, None)
     if record is None:
         return []
-    own = dict(model.named_parameters())
-    wrong = [name for name, value in record["tensors"].items() if name not in own or digest(own[name]) != value]
+    params = dict(model.named_parameters())
+    wrong = [name for name, value in record["tensors"].items() if name not in params or digest(params[name]) != value]
     if wrong:
         raise ValueError(
             f"The config of this {type(model).__name__} says that {len(record['applied'])} patches are applied (the "

@@ -125,8 +125,8 @@ def _held(model: PreTrainedModel) -> dict[str, Patch]:
 def patched_parameters(model: PreTrainedModel, patches: Sequence[Patch]) -> dict[str, Tensor]:
     """The parameters that patches, together, change, with their new values; the model is left as it was."""
     apply_patches(model, patches)
-    own = dict(model.named_parameters())
-    params = {name: own[name].detach().clone() for patch in patches for name in patch.tensors}
+    parameters = dict(model.named_parameters())
+    params = {name: parameters[name].detach().clone() for patch in patches for name in patch.tensors}
     revert_patches(model, len(patches))
     return params
 
@@ -143,12 +143,12 @@ class _Moves:
     def add(self, patch: Patch, backwards: bool = False) -> None:
         """Applies `patch`, or takes it back, on top of the moves so far."""
         self._check_form(patch)
-        start = {name: each.after if backwards else each.before for name, each in patch.tensors.items()}
-        goal = {name: each.before if backwards else each.after for name, each in patch.tensors.items()}
+        start = {name: touched.after if backwards else touched.before for name, touched in patch.tensors.items()}
+        goal = {name: touched.before if backwards else touched.after for name, touched in patch.tensors.items()}
         current = {name: self._values.get(name, self._own[name].detach()) for name in patch.tensors}
-        found = {name: self._digests.get(name) or digest(tensor) for name, tensor in current.items()}
-        if found != start:
-            raise ValueError(self._wrong_base(patch, found, start, goal))
+        digests = {name: self._digests.get(name) or digest(tensor) for name, tensor in current.items()}
+        if digests != start:
+            raise ValueError(self._wrong_base(patch, digests, start, goal))
         moved = moved_tensors(patch.payload, patch.encoding, current, backwards)
         wrong = [name for name, tensor in moved.items() if digest(tensor) != goal[name]]
         if wrong:
@@ -161,26 +161,26 @@ class _Moves:
         self._digests.update(goal)
 
     def _check_form(self, patch: Patch) -> None:
-        for name, each in patch.tensors.items():
-            expected = f"{each.dtype} {tuple(each.shape)}"
-            own = self._own.get(name)
-            if own is None or describe(own) != expected:
-                found = "no such parameter" if own is None else describe(own)
+        for name, touched in patch.tensors.items():
+            expected = f"{touched.dtype} {tuple(touched.shape)}"
+            parameter = self._own.get(name)
+            if parameter is None or describe(parameter) != expected:
+                found = "no such parameter" if parameter is None else describe(parameter)
                 of_base = f" of {patch.base_model}" if patch.base_model else ""
                 raise ValueError(
                     f"Patch {short(patch.fingerprint)} was made for {patch.model_class}{of_base} with {name!r} as "
                     f"{expected}, but this {type(self.model).__name__} has {found}; load the model that it was made "
-                    f"for, with `dtype='{each.dtype}'`."
+                    f"for, with `dtype='{touched.dtype}'`."
                 )
-            if own.is_meta:
+            if parameter.is_meta:
                 raise ValueError(
                     f"Expected the values of {name!r} in memory, but they are offloaded (device 'meta'); load the "
                     "model without `device_map`, or patch the checkpoint before it is dispatched."
                 )
 
-    def _wrong_base(self, patch: Patch, found: dict[str, str], start: dict[str, str], goal: dict[str, str]) -> str:
-        differ = [name for name in start if found[name] != start[name]]
-        if found == goal:
+    def _wrong_base(self, patch: Patch, digests: dict[str, str], start: dict[str, str], goal: dict[str, str]) -> str:
+        differ = [name for name in start if digests[name] != start[name]]
+        if digests == goal:
             advice = "They are as it leaves them: it is applied already, though the model's config does not say so."
         elif set(differ) & set(recorded_tensors(self.model)):
             advice = "Patches that are applied touch the same tensors: revert those that it was made without."
@@ -189,7 +189,7 @@ class _Moves:
         return (
             f"Patch {short(patch.fingerprint)} was made for other weights: {len(differ)} of the {len(start)} tensors "
             f"that it touches differ; expected sha256 {short(start[differ[0]])} for {differ[0]!r}, found "
-            f"{short(found[differ[0]])}. {advice}"
+            f"{short(digests[differ[0]])}. {advice}"
         )
 
     def write(self, stack: Sequence[str]) -> None:
