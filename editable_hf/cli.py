@@ -35,7 +35,7 @@ def _edit(args: argparse.Namespace) -> int:
     _check_new(args.output)
     loaded = commands.load(args.model, args.patches, _inputs(args))
     if not loaded.trained_editable:
-        _note(f"Note: {args.model} was not trained to be editable; expect larger side effects.")
+        print(f"Note: {args.model} was not trained to be editable; expect larger side effects.", file=sys.stderr)
     _override(loaded.editor, args)
     options = {"base_model": args.base_model, "encoding": args.encoding}
     if args.image is not None:
@@ -274,10 +274,6 @@ def _env(args: argparse.Namespace) -> int:
 
 def _print(args: argparse.Namespace, report: dict[str, Any], text: str) -> None:
     print(json.dumps(report, ensure_ascii=False) if args.json else text)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 _COMMANDS = {
