@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from PIL import Image
 
+from editable_hf.data.text_lines import read_lines
 from editable_hf.seams.numpy_seam import array_pickle_names
 from editable_hf.versions import require_extra
 
@@ -182,32 +183,21 @@ def class_names(class_ids: Mapping[str, int]) -> list[str]:
 
 
 def read_class_ids(path: Path) -> dict[str, int]:
-    """Class ids from a tab-separated file: lines of folder name and id, or columns `wnid` and `class_index`.
+    """Class ids from a tab-separated file: lines of folder name and id.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a line has no id, or a name or an id comes twice; names the line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a file {path} with lines of folder name, tab, class id, but there is none; check `class_ids`."
-        )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = lines[0].split("\t") if lines else []
-    has_header = "wnid" in header and "class_index" in header
-    name_column, id_column = (header.index("wnid"), header.index("class_index")) if has_header else (0, 1)
     class_ids: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (has_header and number == 1):
-            continue
-        fields = line.split("\t")
-        text = fields[id_column].strip() if len(fields) > max(name_column, id_column) else ""
-        if not text.isdecimal() or fields[name_column] in class_ids or int(text) in class_ids.values():
+    for number, line in enumerate(read_lines(path), start=1):
+        name, _, text = line.partition("\t")
+        if not text.strip().isdecimal() or name in class_ids or int(text) in class_ids.values():
             raise ValueError(
                 f"Expected a folder name and a class id of its own, separated by a tab, but line {number} of {path} "
                 f"is {line!r}; each name and each id may occur once."
             )
-        class_ids[fields[name_column]] = int(text)
+        class_ids[name] = int(text)
     if not class_ids:
         raise ValueError(f"Expected lines of folder name, tab, class id in {path}, but it is empty; fill it.")
     return class_ids
