@@ -143,10 +143,7 @@ def load_image_data(
     return _divide(data, held_out if num_validation is None else num_validation, validation_from, limits, seed)
 
 
-def load_natural_adversarial(
-    path: str | os.PathLike,
-    class_ids: str | os.PathLike | Mapping[str, int],
-) -> Dataset:
+def load_natural_adversarial(path: str | os.PathLike, class_ids: str | os.PathLike | Mapping[str, int]) -> Dataset:
     """Natural adversarial examples (section 4.3.1): 7,500 images of 200 of ImageNet's classes.
 
     Args:
