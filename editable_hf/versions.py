@@ -68,15 +68,14 @@ def describe_environment() -> dict[str, Any]:
     """What a bug report needs: versions, commit, machine and device."""
     import torch  # late: this module is a part of `import editable_hf`, and of `editable-hf --help`
 
-    from editable_hf.experiments.report import environment
+    from editable_hf.experiments.report import COMMIT, describe_machine
 
-    found = environment()
     return {
         "editable_hf": __version__,
-        "commit": found["commit"],
+        "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **found["machine"],
+        **describe_machine(),
         "cuda": torch.version.cuda,
         "libraries": compare_versions(),
     }

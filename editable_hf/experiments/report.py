@@ -171,10 +171,14 @@ def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[list[str
 
 def environment() -> dict[str, Any]:
     """What a result depends on besides its configuration: versions, git commit when loaded, machine and threads."""
+    return {"versions": library_versions(), "commit": COMMIT, "machine": describe_machine()}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Device, processor, threads of this process and cores of the machine."""
     processor = processor_name()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
-    machine = {"device": device, "processor": processor, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    return {"versions": library_versions(), "commit": COMMIT, "machine": machine}
+    return {"device": device, "processor": processor, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
 
 
 def _git_commit() -> str | None:

@@ -269,12 +269,12 @@ def test_unloadable_hub_dataset_is_an_error(hub):
         load_translation_data("a/b")
 
 
-@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 def test_embedded_corpus_has_one_direction():
     with pytest.raises(ValueError, match="Expected 'de' to 'en' for the embedded corpus, but got 'en' to 'de'"):
         load_translation_data("embedded", source_lang="en", target_lang="de")
 
 
+@pytest.mark.skipif(not (SHARED / "iwslt14_de_en").is_dir(), reason="needs the tokenized IWSLT14 corpus")
 def test_iwslt14_has_the_papers_splits_untouched():
     folder = SHARED / "iwslt14_de_en"
     data = load_translation_data(str(folder))

@@ -34,7 +34,7 @@ def script():
         spec.loader.exec_module(module)
         module.EDIT_RATES = module.TUNE_RATES = module.RETRAIN_RATES = (1e-3, 1e-2)
         module.LARGEST_GROUP = 2
-        module.load_data = cache(module.load_data)
+        module.load_image_data = cache(module.load_image_data)
         yield module
 
 
