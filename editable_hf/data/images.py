@@ -122,16 +122,7 @@ def load_image_data(
     """
     if validation_from not in ("train", "test"):
         raise ValueError(f"`validation_from` must be 'train' or 'test', got {validation_from!r}.")
-    folder, held_out = Path(source).expanduser(), _NUM_HELD_OUT
-    if source == EMBEDDED:
-        data, held_out = _load_digits(image_size or 16), _DIGITS_VALIDATION
-    elif not folder.is_dir():
-        data = _load_hub(source, revision, image_column, label_column, image_size or 32)
-    elif is_cifar10_folder(folder):
-        data = _load_cifar10(folder, image_size or 32)
-    else:
-        data = _load_folder(folder.absolute(), class_ids, image_size or _IMAGENET_SIZE)
-        held_out = max(1, min(10_000, len(data.splits["train"]) // 20))
+    data, held_out = _load(source, revision, (image_column, label_column), class_ids, image_size)
     if class_ids is not None and not data.photos:
         raise ValueError(f"`class_ids` are for a folder of photos, but {source!r} numbers its own classes.")
     if num_validation is not None and "validation" in data.splits:
@@ -162,6 +153,21 @@ def load_natural_adversarial(path: str | os.PathLike, class_ids: str | os.PathLi
     ids = _class_ids(class_ids)
     _check_known(images, ids, path)
     return images_of_paths(images, ids)
+
+
+def _load(
+    source: str, revision: str | None, columns: tuple[str, str], class_ids, size: int | None
+) -> tuple[ImageData, int]:
+    """The data with all of its images, and how many of these are to be held out."""
+    folder = Path(source).expanduser()
+    if source == EMBEDDED:
+        return _load_digits(size or 16), _DIGITS_VALIDATION
+    if not folder.is_dir():
+        return _load_hub(source, revision, *columns, size or 32), _NUM_HELD_OUT
+    if is_cifar10_folder(folder):
+        return _load_cifar10(folder, size or 32), _NUM_HELD_OUT
+    data = _load_folder(folder.absolute(), class_ids, size or _IMAGENET_SIZE)
+    return data, max(1, min(10_000, len(data.splits["train"]) // 20))
 
 
 def _load_digits(image_size: int) -> ImageData:
