@@ -138,10 +138,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     Edits run without dropout, and BatchNorm's running statistics would change even under `functional_call`.
     """
-    training = [module for module in model.modules() if module.training]
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
     # NLLB-MoE's routers write the capacity of a batch in eval mode over the one that they were made to train with.
-    routers = [(each, each.expert_capacity) for each in model.modules() if "expert_capacity" in vars(each)]
-    model.eval()
+    routers = [(module, module.expert_capacity) for module in modules if "expert_capacity" in vars(module)]
+    if training:
+        model.eval()
     try:
         yield
     finally:

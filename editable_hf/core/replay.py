@@ -10,7 +10,7 @@ that a parent module uses directly count too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from editable_hf.seams.torch_seam import (
     map_tensors,
     runs_before_forward,
     tree_leaves,
+    unseen_by,
     version_of,
 )
 
@@ -75,9 +76,10 @@ class Recording:
         """The modules whose outputs are cached, in the order of their calls."""
         return [module for module, output in self.entries if output is not _RUN]
 
-    def _observe(self, module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _observe(self, watch: _Watch, module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         if self._first_use_seen and module is not self.model:
-            return forward(*args, **kwargs)
+            with unseen_by(watch):
+                return forward(*args, **kwargs)
         if module is self.model:
             if self._open or self._root.inputs is not None:
                 raise ReplayError(f"{type(module).__name__} was called twice while one forward was recorded.")
@@ -93,8 +95,11 @@ class Recording:
         call.inputs = self._before_hooks if call is self._root and self._before_hooks else (args, kwargs)
         versions = call.versions = _versions(call.inputs)
         self._open.append(call)
+        # What neither holds nor is given a watched tensor cannot use one, and each look at a torch function costs.
+        may_use = module in self._owners or any(id(leaf) in watch.ids for leaf, _ in versions)
         try:
-            output = forward(*args, **kwargs)
+            with nullcontext() if may_use else unseen_by(watch):
+                output = forward(*args, **kwargs)
         finally:
             self._open.pop()
         if not self._first_use_seen and module in self._owners:
@@ -218,10 +223,11 @@ def record(
     """
     recording = Recording(model, watched, mixed_modes)
     with ExitStack() as stack:
-        stack.enter_context(intercepted(model.modules(), recording._observe))
+        watch = _Watch(recording, stop)
+        stack.enter_context(intercepted(model.modules(), partial(recording._observe, watch)))
         hook = model.register_forward_pre_hook(recording._called, prepend=True, with_kwargs=True)
         stack.callback(hook.remove)
-        stack.enter_context(_Watch(recording, stop))
+        stack.enter_context(watch)
         try:
             yield recording
         except _Stop as reached:

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,11 @@ def tree_leaves(tree: Any) -> list[Any]:
 
     Relies on `torch.utils._pytree.tree_leaves`, where transformers registers its outputs (torch 2.9 to 2.14).
     """
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) is tuple or type(tree) is dict:  # nearly all that modules are given, and ten times as fast as below
+        values = tree if type(tree) is tuple else tree.values()
+        return [leaf for value in values for leaf in tree_leaves(value)]
     return _pytree.tree_leaves(tree)
 
 
@@ -103,6 +109,18 @@ def intercepted(modules: Iterable[nn.Module], handle: Callable) -> Iterator[None
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = forward
+
+
+@contextmanager
+def unseen_by(mode: TorchFunctionMode) -> Iterator[None]:
+    """Within the block the innermost mode sees no calls, if it is this one.
+
+    Relies on `torch.overrides._get_current_function_mode` and `torch.overrides._pop_mode_temporarily` (torch 2.9 to
+    2.14).
+    """
+    innermost = overrides._get_current_function_mode() is mode
+    with overrides._pop_mode_temporarily() if innermost else nullcontext():
+        yield
 
 
 class ParameterSlots:
