@@ -42,7 +42,8 @@ class FunctionalModel:
     def __init__(self, model: nn.Module, names: list[str], create_graph: bool = False, replay: bool = True):
         self.model, self.create_graph, self._replay = model, create_graph, replay
         self._slots, parameters = ParameterSlots(model), dict(model.named_parameters())
-        self._edited = {id(parameters[name]) for name in names}
+        self._ids = {name: id(parameter) for name, parameter in parameters.items()}
+        self._edited = {self._ids[name] for name in names}
         edited = set(names)
         # Those without gradient stay as they are: quantized weights have a class of their own, which others lack.
         others = {n: p for n, p in parameters.items() if p.requires_grad and n not in edited}
@@ -78,8 +79,7 @@ class FunctionalModel:
     def _still_used(self, recording: Recording) -> dict[str, Tensor]:
         """The detached parameters that a replay needs: putting in place all of a large model's costs like a layer."""
         cached = {id(parameter) for module in recording.cached for parameter in module.parameters()}
-        own = dict(self.model.named_parameters())
-        return {name: value for name, value in self._frozen.items() if id(own[name]) not in cached}
+        return {name: value for name, value in self._frozen.items() if self._ids[name] not in cached}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, kept under `key` for the duration of the edit: inputs that later calls should recognize."""
