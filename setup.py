@@ -50,6 +50,7 @@ setup(
         "sacrebleu>=2.4.3,<3",
         "sentencepiece>=0.2.1,<1",
         "sacremoses>=0.1.1,<1",
+        "evaluate>=0.4.6,<1",
         "numpy>=2.1,<3",
         "packaging>=23",
         "pyyaml>=6.0.2,<7",

@@ -111,30 +111,3 @@ class CorpusBleu:
     def _row(self, index: int, hypothesis: str) -> tuple[int, ...]:
         result = self._scorers[index].corpus_score([hypothesis], None)
         return (result.sys_len, result.ref_len, *result.counts, *result.totals)
-
-
-def bleu_drawdown(
-    before: Sequence[str],
-    after: Sequence[str],
-    references: Sequence[str],
-    tokenize: str = "13a",
-    lowercase: bool = True,
-) -> dict[str, float]:
-    """By how much one edit changed corpus BLEU (section 4.4), from the translations before and after it.
-
-    Args:
-        before: Translations by the unedited model.
-        after: By the edited one.
-        references: One for each sentence.
-        tokenize: See [`CorpusBleu`].
-        lowercase: Same.
-
-    Returns:
-        `bleu_before` and `bleu` (0-100), `bleu_drawdown` (absolute difference, BLEU points; average it over edits),
-        `bleu_drawdown_signed` (before - after) and `outputs_changed` (fraction of the sentences).
-    """
-    scorer = CorpusBleu(references, tokenize, lowercase)
-    old, new = (scorer.score(scorer.sentence_statistics(texts)) for texts in (before, after))
-    changed = sum(first != second for first, second in zip(before, after, strict=True)) / len(references)
-    scores = {"bleu_before": old, "bleu": new, "bleu_drawdown": abs(old - new), "bleu_drawdown_signed": old - new}
-    return {**scores, "outputs_changed": changed}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from editable_hf.evaluation.bleu import CorpusBleu, bleu_drawdown
+from editable_hf.evaluation.bleu import CorpusBleu
 
 REFERENCES = [
     "we &apos;re all born . we all bring our children into the world .",
@@ -98,15 +98,3 @@ def test_nothing_to_score_is_an_error():
         CorpusBleu([]).sentence_statistics([])
     with pytest.raises(ValueError, match="at least one sentence, but got none"):
         CorpusBleu(REFERENCES).score(np.zeros((0, 10), dtype=np.int64))
-
-
-def test_drawdown_equals_the_difference_of_sacrebleus_scores():
-    references = ["the cat sat on the mat .", "a dog sleeps in the garden .", "we drink tea every morning ."]
-    before = [references[0], references[1], "we drink coffee every morning ."]
-    after = ["a cat is on a mat .", references[1], references[2]]
-    result = bleu_drawdown(before, after, references)
-    scores = [sacrebleu.corpus_bleu(texts, [references], lowercase=True).score for texts in (before, after)]
-    assert [result["bleu_before"], result["bleu"]] == pytest.approx(scores, abs=1e-9)
-    assert result["bleu_drawdown_signed"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
-    assert result["bleu_drawdown"] == abs(result["bleu_drawdown_signed"]) > 0
-    assert result["outputs_changed"] == pytest.approx(2 / 3)
