@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import MarianMTModel, ResNetConfig, ResNetForImageClassification
 
+from editable_hf.core import constraints
 from editable_hf.core.functional import eval_mode
 from editable_hf.models import iwslt_transformer_config
 from editable_hf.models.iwslt_transformer import TRANSFORMER_SIZES
@@ -28,6 +30,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="times each step is timed, after one warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--json", help="file for all figures")
+
+
+@contextmanager
+def launches_dominate_on(devices: set[str]) -> Iterator[None]:
+    """Within the block edits are made as on a GPU where the model is on one of `devices`, elsewhere as on a CPU."""
+    usual, constraints.ONE_PASS_DEVICES = constraints.ONE_PASS_DEVICES, devices
+    try:
+        yield
+    finally:
+        constraints.ONE_PASS_DEVICES = usual
 
 
 def random_model(size: str, device: torch.device, dropout: float = 0.3) -> MarianMTModel:
@@ -57,13 +69,15 @@ def make_batch(num_tokens: int, length: int, device: torch.device) -> dict[str, 
     }
 
 
-def make_request(model: MarianMTModel, num_alternatives: int, length: int, shared: bool = True) -> dict[str, Any]:
+def make_request(
+    model: MarianMTModel, num_alternatives: int, length: int, shared: bool = True, seed: int = 0
+) -> dict[str, Any]:
     """A request that does not hold, whose alternatives share prefixes as those of a beam search do, or none.
 
     With 32 alternatives of 25 tokens, about a quarter of all tokens have a prefix of their own; it was 22% (quartiles
     18% and 30%) over the requests of the recipe's `small` model on IWSLT14.
     """
-    rng = random.Random(0)
+    rng = random.Random(seed)
 
     def tokens(count: int) -> list[int]:
         return [rng.randrange(3, VOCABULARY) for _ in range(count)]

@@ -23,6 +23,7 @@ import torch
 from benchmark_models import (
     add_common_arguments,
     cifar_resnet18,
+    launches_dominate_on,
     make_batch,
     make_request,
     random_model,
@@ -52,6 +53,7 @@ from editable_hf.experiments.timing import (
 from editable_hf.training.locality import LocalityBatch
 
 LENGTH = 25
+NUM_EDITS = 8  # of a step that makes several
 TOO_WEAK = 1e-6  # learning rate with which no edit succeeds
 STANDSTILL = 1e-15  # of the optimizer, which does all its work, so that training does not make the edits succeed
 CHAIN_3 = "resnet.encoder.stages.2"
@@ -67,7 +69,9 @@ def parse_args() -> argparse.Namespace:
 class Translation:
     """One trainer and the steps to time; `shared`: whether alternatives share prefixes; `None`: no edits."""
 
-    def __init__(self, size: str, device: torch.device, shared: bool | None, dropout: float = 0.3, **options):
+    def __init__(
+        self, size: str, device: torch.device, shared: bool | None, dropout: float = 0.3, edits: int = 1, **options
+    ):
         self.model = random_model(size, device, dropout)
         self.batches = {tokens: make_batch(tokens, LENGTH, device) for tokens in (1_000, 4_000)}
         args = EditableSeq2SeqTrainingArguments(
@@ -77,9 +81,13 @@ class Translation:
             use_cpu=device.type == "cpu",
             report_to=[],
             disable_tqdm=True,
+            edits_per_step=edits,
             **options,
         )
-        requests = None if shared is None else Dataset.from_list([make_request(self.model, 32, LENGTH, shared)])
+        requests = None
+        if shared is not None:
+            rows = [make_request(self.model, 32, LENGTH, shared, seed) | {"id": seed} for seed in range(edits)]
+            requests = Dataset.from_list(rows)
         self.trainer = EditableSeq2SeqTrainer(
             self.model, args, edit_dataset=requests, data_collator=lambda rows: rows, train_dataset=[0]
         )
@@ -232,6 +240,7 @@ RATIOS = {
     "step_ratio_1000_k3": ("editable_1000_k3", "plain_1000"),
     "step_ratio_1000_k10_no_shared_prefix": ("editable_1000_k10_no_shared_prefix", "plain_1000"),
     "whole_model_step_ratio_1000_k10": ("whole_model_1000_k10", "plain_1000_beside_whole_model"),
+    "eight_edits_apart_to_together_1000_k3": ("eight_edits_apart_1000_k3", "eight_edits_together_1000_k3"),
     "resnet_step_ratio_k10": ("editable_resnet_k10", "plain_resnet"),
     "whole_model_resnet_step_ratio_k10": ("whole_model_resnet_k10", "plain_resnet"),
 }
@@ -255,11 +264,22 @@ def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[floa
         "editable_resnet_k10": lambda: vision.step(10),
         "whole_model_resnet_k10": lambda: vision.whole_model_step(10),
     }
+    several = Translation(size, device, True, edits=NUM_EDITS, edit_learning_rate=TOO_WEAK)
+
+    def step_of_several(devices: set[str]) -> None:
+        with launches_dominate_on(devices):
+            several.step(1_000, 3)
+
+    together = {
+        "eight_edits_apart_1000_k3": lambda: step_of_several(set()),
+        "eight_edits_together_1000_k3": lambda: step_of_several({device.type}),
+    }
     whole = {
         "plain_1000_beside_whole_model": lambda: plain.step(1_000),
         "whole_model_1000_k10": lambda: shared.whole_model_step(1_000, 10),
     }
-    return time_interleaved(functions, rounds, device) | time_interleaved(whole, 2, device, warmups=0)
+    seconds = time_interleaved(functions, rounds, device) | time_interleaved(together, min(rounds, 3), device)
+    return seconds | time_interleaved(whole, 2, device, warmups=0)
 
 
 def kernels(size: str, device: torch.device) -> dict[str, int]:
@@ -269,6 +289,12 @@ def kernels(size: str, device: torch.device) -> dict[str, int]:
     counts = {"plain step": count_kernels(lambda: plain.step(1_000, optimize=False))}
     for k in (3, 10):
         counts[f"editable step k={k}"] = count_kernels(lambda: editable.step(1_000, k, optimize=False))  # noqa: B023
+    several = Translation(size, device, True, edits=NUM_EDITS, edit_learning_rate=TOO_WEAK)
+    with launches_dominate_on({device.type}):
+        for k in (3, 10):
+            for edits, run in ((1, editable), (NUM_EDITS, several)):
+                name = f"as on a GPU, k={k}, {edits} edits"
+                counts[name] = count_kernels(lambda: run.step(1_000, k, optimize=False))  # noqa: B023
     return counts
 
 
@@ -290,6 +316,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name:<40} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
     print(f"peak memory at 4,000 tokens, MiB: {memory}")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
+    for k in (3, 10):
+        one, several = (counts[f"as on a GPU, k={k}, {edits} edits"] for edits in (1, NUM_EDITS))
+        ratios[f"kernels_of_eight_edits_to_one_k{k}"] = round(several / one, 3)
     ratios["peak_memory_ratio"] = round(memory["k10"] / memory["k0"], 3)
     results = {"config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
     finish({**results, "seconds": seconds, "ranges": ranges, "memory_mib": memory}, ratios, args.json)
