@@ -43,4 +43,4 @@ class FlatLayout:
             for key, names in self._groups.items()
             for name, part in zip(names, vectors[key].split(self._sizes[key], -1), strict=True)
         }
-        return {name: parts[name].view(*parts[name].shape[:-1], *shape) for name, shape in self.shapes.items()}
+        return {name: parts[name].view((*parts[name].shape[:-1], *shape)) for name, shape in self.shapes.items()}
