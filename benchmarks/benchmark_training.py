@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmark_models import (
@@ -70,9 +71,9 @@ class Translation:
     """One trainer and the steps to time; `shared`: whether alternatives share prefixes; `None`: no edits."""
 
     def __init__(
-        self, size: str, device: torch.device, shared: bool | None, dropout: float = 0.3, edits: int = 1, **options
+        self, size: str, device: torch.device, shared: bool | None, dropout=0.3, narrow: bool = False, **options
     ):
-        self.model = random_model(size, device, dropout)
+        self.model = random_model(size, device, dropout, narrow)
         self.batches = {tokens: make_batch(tokens, LENGTH, device) for tokens in (1_000, 4_000)}
         args = EditableSeq2SeqTrainingArguments(
             tempfile.mkdtemp(),
@@ -81,13 +82,11 @@ class Translation:
             use_cpu=device.type == "cpu",
             report_to=[],
             disable_tqdm=True,
-            edits_per_step=edits,
             **options,
         )
         requests = None
         if shared is not None:
-            rows = [make_request(self.model, 32, LENGTH, shared, seed) | {"id": seed} for seed in range(edits)]
-            requests = Dataset.from_list(rows)
+            requests = make_requests(make_request(self.model, 32, LENGTH, shared), args.edits_per_step)
         self.trainer = EditableSeq2SeqTrainer(
             self.model, args, edit_dataset=requests, data_collator=lambda rows: rows, train_dataset=[0]
         )
@@ -129,6 +128,14 @@ class Translation:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss
+
+
+def make_requests(request: dict[str, Any], count: int) -> Dataset:
+    """As many that are nearly the same, of different lengths and with different numbers of alternatives."""
+    ids, alternatives = request["input_ids"], request["alternatives"]
+    cuts = [number % 4 for number in range(count)]
+    rows = [{"input_ids": ids[cut:], "alternatives": alternatives[: len(alternatives) - cut]} for cut in cuts]
+    return Dataset.from_list([{**request, **row, "id": number} for number, row in enumerate(rows)])
 
 
 def check_translation(size: str, device: torch.device) -> dict[str, float]:
@@ -264,22 +271,19 @@ def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[floa
         "editable_resnet_k10": lambda: vision.step(10),
         "whole_model_resnet_k10": lambda: vision.whole_model_step(10),
     }
-    several = Translation(size, device, True, edits=NUM_EDITS, edit_learning_rate=TOO_WEAK)
+    several = Translation(size, device, True, edits_per_step=NUM_EDITS, edit_learning_rate=TOO_WEAK)
 
     def step_of_several(devices: set[str]) -> None:
         with launches_dominate_on(devices):
             several.step(1_000, 3)
 
-    together = {
+    slow = {
         "eight_edits_apart_1000_k3": lambda: step_of_several(set()),
         "eight_edits_together_1000_k3": lambda: step_of_several({device.type}),
-    }
-    whole = {
         "plain_1000_beside_whole_model": lambda: plain.step(1_000),
         "whole_model_1000_k10": lambda: shared.whole_model_step(1_000, 10),
     }
-    seconds = time_interleaved(functions, rounds, device) | time_interleaved(together, min(rounds, 3), device)
-    return seconds | time_interleaved(whole, 2, device, warmups=0)
+    return time_interleaved(functions, rounds, device) | time_interleaved(slow, 2, device, warmups=0)
 
 
 def kernels(size: str, device: torch.device) -> dict[str, int]:
@@ -289,12 +293,14 @@ def kernels(size: str, device: torch.device) -> dict[str, int]:
     counts = {"plain step": count_kernels(lambda: plain.step(1_000, optimize=False))}
     for k in (3, 10):
         counts[f"editable step k={k}"] = count_kernels(lambda: editable.step(1_000, k, optimize=False))  # noqa: B023
-    several = Translation(size, device, True, edits=NUM_EDITS, edit_learning_rate=TOO_WEAK)
-    with launches_dominate_on({device.type}):
-        for k in (3, 10):
-            for edits, run in ((1, editable), (NUM_EDITS, several)):
-                name = f"as on a GPU, k={k}, {edits} edits"
-                counts[name] = count_kernels(lambda: run.step(1_000, k, optimize=False))  # noqa: B023
+    for edits in (1, NUM_EDITS):
+        options = {"narrow": True, "edits_per_step": edits, "edit_learning_rate": TOO_WEAK}
+        several = Translation(size, device, True, **options)
+        with launches_dominate_on({device.type}):
+            for k in (3, 10):
+                counts[f"as on a GPU, k={k}, {edits} edits"] = count_kernels(
+                    lambda: several.step(1_000, k, optimize=False)  # noqa: B023
+                )
     return counts
 
 
