@@ -86,7 +86,9 @@ class Translation:
         )
         requests = None
         if shared is not None:
-            requests = make_requests(make_request(self.model, 32, LENGTH, shared), args.edits_per_step)
+            requests = make_requests(
+                make_request(self.model, 8 if narrow else 32, LENGTH, shared), args.edits_per_step
+            )
         self.trainer = EditableSeq2SeqTrainer(
             self.model, args, edit_dataset=requests, data_collator=lambda rows: rows, train_dataset=[0]
         )
@@ -293,14 +295,19 @@ def kernels(size: str, device: torch.device) -> dict[str, int]:
     counts = {"plain step": count_kernels(lambda: plain.step(1_000, optimize=False))}
     for k in (3, 10):
         counts[f"editable step k={k}"] = count_kernels(lambda: editable.step(1_000, k, optimize=False))  # noqa: B023
+    return counts
+
+
+def kernels_of_edits(size: str, device: torch.device) -> dict[str, int]:
+    """Kernels of steps with one edit and with eight, as on a GPU; width and alternatives do not change their number."""
+    counts = {}
     for edits in (1, NUM_EDITS):
         options = {"narrow": True, "edits_per_step": edits, "edit_learning_rate": TOO_WEAK}
-        several = Translation(size, device, True, **options)
+        run = Translation(size, device, True, **options)
         with launches_dominate_on({device.type}):
             for k in (3, 10):
-                counts[f"as on a GPU, k={k}, {edits} edits"] = count_kernels(
-                    lambda: several.step(1_000, k, optimize=False)  # noqa: B023
-                )
+                name = f"as on a GPU, k={k}, {edits} edits"
+                counts[name] = count_kernels(lambda: run.step(1_000, k, optimize=False))  # noqa: B023
     return counts
 
 
@@ -312,7 +319,7 @@ def main(args: argparse.Namespace) -> None:
         return
     checks = {"translation": check_translation(args.size, device), "resnet": check_vision(device)}
     print(f"relative differences to the whole-model step: {checks}")
-    counts = kernels(args.size, device)
+    counts = kernels(args.size, device) | kernels_of_edits(args.size, device)
     print("\n".join(f"{name:<28} {count:6,} kernels" for name, count in counts.items()))
     seconds = measure(args.size, device, args.rounds)
     print(format_seconds(seconds))

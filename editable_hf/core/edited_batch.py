@@ -196,6 +196,12 @@ def _linear(batch: EditGroups, input: Tensor, weight: Tensor, bias: Tensor | Non
     return output.reshape(*input.shape[:-1], -1)
 
 
+def _addmm(batch: EditGroups, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """What GPT-2 has for a linear layer; its weight is the other way round."""
+    rows = batch.split(input, _name(bias, weight))
+    return torch.baddbmm(_each(bias, batch.count).unsqueeze(1), rows, _each(weight, batch.count)).flatten(0, 1)
+
+
 def _embedding(batch: EditGroups, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # What follows (padding index, largest norm) concerns gradients, but for the norm, which changes the weights.
     if kwargs.get("max_norm", args[1] if len(args) > 1 else None) is not None:
@@ -301,6 +307,7 @@ def _elementwise(func: Callable, batch: EditGroups, args: Sequence[Any]) -> Tens
 
 _BY_GROUP = {
     F.linear: _linear,
+    torch.addmm: _addmm,
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,

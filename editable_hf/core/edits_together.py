@@ -42,38 +42,55 @@ def edit_each(
     """[`edit`] of the same model for each constraint, with graph.
 
     Where launching a kernel takes longer than running it, all edits run together and each stops by itself; the results
-    are those of separate edits but for rounding. Elsewhere, and for constraints, editors and sizes that cannot go
-    together, one edit runs after another: a CPU then does less arithmetic, see [`one_pass`].
+    are those of separate edits but for rounding. One edit runs after another on a CPU, where that is less arithmetic,
+    and where edits cannot go together: constraints of several kinds, [`JointConstraint`]s, editors that treat
+    parameters by their names, layers whose use does not go by rows.
 
     Args:
         model: See [`edit`], as the other arguments.
-        constraints: Of one kind, to be batched.
+        constraints: One for each edit.
         editor: The same for all.
         layers: The same for all.
         max_steps: Of each edit.
         replay: See [`edit`].
+
+    Example:
+        >>> first, second = edit_each(model, [one, other], rmsprop(1e-3), "last_decoder_layer")  # doctest: +SKIP
     """
-    batch = None
-    if len(constraints) > 1 and launches_dominate(next(model.parameters()).device):
-        batch = _batched(model, constraints, editor)
-    if batch is not None and not fit_one_pass(batch.num_logits(model)):
-        half = len(constraints) // 2
-        parts = constraints[:half], constraints[half:]
-        return [result for part in parts for result in edit_each(model, part, editor, layers, max_steps, replay)]
     results = None
-    if batch is not None:
-        try:
-            with prepared(model, editor, layers, True, replay) as (functional_model, params):
-                results = _descend(editor, functional_model, batch, params, max_steps, len(constraints))
-        except CannotBatchEdits as error:
-            warnings.warn(f"Edits run one after another: {error}", stacklevel=2)
+    if len(constraints) > 1 and launches_dominate(next(model.parameters()).device):
+        results = _edit_together(model, constraints, editor, layers, max_steps, replay)
     if results is not None:
         return results
     return [edit(model, each, editor, layers, max_steps, create_graph=True, replay=replay) for each in constraints]
 
 
+def _edit_together(
+    model: nn.Module,
+    constraints: Sequence[Constraint],
+    editor: AnyEditor,
+    layers: str | Iterable[str],
+    max_steps: int,
+    replay: bool,
+) -> list[EditResult] | None:
+    """As many at once as memory holds; `None` where they cannot go together or a number is not finite."""
+    batch = _batched(model, constraints, editor)
+    if batch is None:
+        return None
+    if not fit_one_pass(batch.num_logits(model)):
+        half = len(constraints) // 2
+        parts = constraints[:half], constraints[half:]
+        return [result for part in parts for result in edit_each(model, part, editor, layers, max_steps, replay)]
+    try:
+        with prepared(model, editor, layers, True, replay) as (functional_model, params):
+            return _descend(editor, functional_model, batch, params, max_steps, len(constraints))
+    except CannotBatchEdits as error:
+        warnings.warn(f"Edits run one after another: {error}", stacklevel=3)
+        return None
+
+
 def _batched(model: nn.Module, constraints: Sequence[Constraint], editor: AnyEditor) -> ConstraintBatch | None:
-    """The constraints as one; `None` where these, the editor or the model are nothing for several edits together."""
+    """The constraints as one; `None` where these, the editor or the model do not allow it."""
     if not isinstance(editor, Editor) or editor.flatten is None:  # it looks at the names
         return None
     if any("expert_capacity" in vars(module) for module in model.modules()):  # experts drop tokens of a full batch
@@ -108,7 +125,7 @@ def _descend(
         with groups.watching(model.model):
             losses = batch(model, groups.tell_apart(params))
         values, norm = loss_values(losses, [*grads.values(), *packed.values()])
-        if not math.isfinite(norm) or not max(values) < math.inf:
+        if not math.isfinite(norm) or not all(value < math.inf for value in values):
             return None
         for edit_number in running:
             histories[edit_number].append(values[edit_number])

@@ -45,6 +45,10 @@ def llama():
     return causal_model("llama"), "last_decoder_layer"
 
 
+def gpt2():
+    return causal_model("gpt2"), "last_decoder_layer"
+
+
 def continuation_constraint(seed):
     generator = torch.Generator().manual_seed(seed)
     prompt, target, *others = (ids(generator, length) for length in (3 + seed, 3, 2, *[4] * seed))
@@ -62,6 +66,7 @@ def class_constraint(seed):
 KINDS = {
     "marian": (marian, sequence_constraint),
     "llama": (llama, continuation_constraint),
+    "gpt2": (gpt2, continuation_constraint),
     "resnet": (resnet, class_constraint),
 }
 
@@ -71,6 +76,7 @@ CASES = [
     *(("resnet", name) for name in EDITORS),
     *(("marian", name) for name in ("rmsprop", "momentum")),
     ("llama", "rmsprop"),
+    ("gpt2", "rmsprop"),
 ]
 
 
