@@ -5,7 +5,8 @@
 
 Times `EditableSeq2SeqTrainer.training_step` and the optimizer's step on a fairseq-size Marian (10,000 pieces, last
 decoder layer, RMSProp; one request with 32 alternatives of 25 tokens) against the same step without edits, in one
-run, round by round. Edits are made too weak to succeed, so that all k steps are taken. `whole_model` is the same
+run, round by round. Edits are made too weak to succeed, so that all k steps are taken. Steps with eight edits are
+counted and timed with the edits together, as on a GPU, and one after another, as on a CPU. `whole_model` is the same
 objective in plain torch: the whole model runs at every step of the edit, and every alternative is differentiated.
 Loss and gradients of both are compared before anything is timed. The last line is one JSON object with the ratios.
 """
@@ -299,7 +300,7 @@ def kernels(size: str, device: torch.device) -> dict[str, int]:
 
 
 def kernels_of_edits(size: str, device: torch.device) -> dict[str, int]:
-    """Kernels of steps with one edit and with eight, as on a GPU; width and alternatives do not change their number."""
+    """Kernels of steps with one edit and with eight, as on a GPU; width and alternatives do not change the number."""
     counts = {}
     for edits in (1, NUM_EDITS):
         options = {"narrow": True, "edits_per_step": edits, "edit_learning_rate": TOO_WEAK}

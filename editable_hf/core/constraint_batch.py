@@ -143,12 +143,13 @@ class _Margins:
         self._targets = torch.arange(0, len(self.labels), size, device=self.labels.device)
         self._signs = torch.full((len(self.labels), 1), -1.0, device=self.labels.device)
         self._signs[::size] = 1.0
-        if length_penalty != 0:
-            lengths = (self.labels != IGNORE_INDEX).sum(1, keepdim=True)
-            self._signs = self._signs.double() / lengths**length_penalty
+        self._length_penalty = length_penalty
 
     def __call__(self, logits: Tensor) -> Tensor:
-        weights = self._signs.to(logits.dtype)
+        weights = self._signs.to(logits.dtype)  # (num_rows, 1), what the loss of a token counts
+        if self._length_penalty != 0:
+            lengths = (self.labels != IGNORE_INDEX).sum(1, keepdim=True).to(logits.dtype)
+            weights = weights / lengths**self._length_penalty
         with torch.no_grad():
             scores = (token_losses(logits, self.labels) * weights).sum(1).view(self._count, -1)
             best = scores[:, 1:].argmax(1) + self._targets + 1
