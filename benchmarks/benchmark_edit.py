@@ -16,10 +16,16 @@ from __future__ import annotations
 import argparse
 
 import torch
-from benchmark_models import add_common_arguments, make_request, random_model, whole_model_constraint, whole_model_edit
+from benchmark_models import (
+    add_common_arguments,
+    launches_dominate_on,
+    make_request,
+    random_model,
+    whole_model_constraint,
+    whole_model_edit,
+)
 from transformers import MarianMTModel
 
-from editable_hf.core import constraints
 from editable_hf.core.editing import EditResult, edit
 from editable_hf.core.editors import rmsprop
 from editable_hf.core.selection import select_parameters
@@ -93,17 +99,11 @@ def check(model: MarianMTModel, request: dict) -> dict[str, float]:
 
 def kernels(model: MarianMTModel, request: dict) -> dict[str, int]:
     """Kernels dispatched by a forward and by edits of 0, 3 and 10 steps."""
-    devices = set(constraints.ONE_PASS_DEVICES)
     counts = {"forward": count_kernels(lambda: forward(model, request))}
-    try:
-        for way, chosen in (("two passes", set()), ("one pass", {model.device.type})):
-            constraints.ONE_PASS_DEVICES.clear()
-            constraints.ONE_PASS_DEVICES.update(chosen)
+    for way, devices in (("two passes", set()), ("one pass", {model.device.type})):
+        with launches_dominate_on(devices):
             for k in (0, 3, 10):
                 counts[f"edit k={k}, {way}"] = count_kernels(lambda: ours(model, request, k))  # noqa: B023
-    finally:
-        constraints.ONE_PASS_DEVICES.clear()
-        constraints.ONE_PASS_DEVICES.update(devices)
     for k in (0, 3, 10):
         counts[f"whole model k={k}"] = count_kernels(lambda: whole_model(model, request, k))  # noqa: B023
     return counts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import MarianMTModel, ResNetConfig, ResNetForImageClassification
 
+from editable_hf.core import constraints
 from editable_hf.core.functional import eval_mode
 from editable_hf.models import iwslt_transformer_config
 from editable_hf.models.iwslt_transformer import TRANSFORMER_SIZES
@@ -30,8 +32,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", help="file for all figures")
 
 
-def random_model(size: str, device: torch.device, dropout: float = 0.3) -> MarianMTModel:
-    """A Marian with random weights and 10,000 pieces; `iwslt_de_en` is fairseq's, 41.8 M parameters."""
+@contextmanager
+def launches_dominate_on(devices: set[str]) -> Iterator[None]:
+    """Within the block edits are made as on a GPU where the model is on one of `devices`, elsewhere as on a CPU."""
+    usual, constraints.ONE_PASS_DEVICES = constraints.ONE_PASS_DEVICES, devices
+    try:
+        yield
+    finally:
+        constraints.ONE_PASS_DEVICES = usual
+
+
+def random_model(size: str, device: torch.device, dropout: float = 0.3, narrow: bool = False) -> MarianMTModel:
+    """A Marian with random weights and 10,000 pieces; `iwslt_de_en` is fairseq's, 41.8 M parameters.
+
+    A `narrow` one has as many layers, of 32 features: the same kernels on fewer numbers.
+    """
 
     class Pieces(SimpleNamespace):
         def __len__(self):
@@ -39,7 +54,10 @@ def random_model(size: str, device: torch.device, dropout: float = 0.3) -> Maria
 
     torch.manual_seed(0)
     pieces = Pieces(bos_token_id=0, pad_token_id=PAD, eos_token_id=EOS)
-    return MarianMTModel(iwslt_transformer_config(pieces, size, dropout)).to(device)
+    config = iwslt_transformer_config(pieces, size, dropout)
+    if narrow:
+        config.update({"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64})
+    return MarianMTModel(config).to(device)
 
 
 def make_batch(num_tokens: int, length: int, device: torch.device) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@
 
 Times `EditableSeq2SeqTrainer.training_step` and the optimizer's step on a fairseq-size Marian (10,000 pieces, last
 decoder layer, RMSProp; one request with 32 alternatives of 25 tokens) against the same step without edits, in one
-run, round by round. Edits are made too weak to succeed, so that all k steps are taken. `whole_model` is the same
+run, round by round. Edits are made too weak to succeed, so that all k steps are taken. Steps with eight edits are
+counted and timed with the edits together, as on a GPU, and one after another, as on a CPU. `whole_model` is the same
 objective in plain torch: the whole model runs at every step of the edit, and every alternative is differentiated.
 Loss and gradients of both are compared before anything is timed. The last line is one JSON object with the ratios.
 """
@@ -18,11 +19,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmark_models import (
     add_common_arguments,
     cifar_resnet18,
+    launches_dominate_on,
     make_batch,
     make_request,
     random_model,
@@ -52,6 +55,7 @@ from editable_hf.experiments.timing import (
 from editable_hf.training.locality import LocalityBatch
 
 LENGTH = 25
+NUM_EDITS = 8  # of a step that makes several
 TOO_WEAK = 1e-6  # learning rate with which no edit succeeds
 STANDSTILL = 1e-15  # of the optimizer, which does all its work, so that training does not make the edits succeed
 CHAIN_3 = "resnet.encoder.stages.2"
@@ -67,8 +71,10 @@ def parse_args() -> argparse.Namespace:
 class Translation:
     """One trainer and the steps to time; `shared`: whether alternatives share prefixes; `None`: no edits."""
 
-    def __init__(self, size: str, device: torch.device, shared: bool | None, dropout: float = 0.3, **options):
-        self.model = random_model(size, device, dropout)
+    def __init__(
+        self, size: str, device: torch.device, shared: bool | None, dropout=0.3, narrow: bool = False, **options
+    ):
+        self.model = random_model(size, device, dropout, narrow)
         self.batches = {tokens: make_batch(tokens, LENGTH, device) for tokens in (1_000, 4_000)}
         args = EditableSeq2SeqTrainingArguments(
             tempfile.mkdtemp(),
@@ -79,7 +85,11 @@ class Translation:
             disable_tqdm=True,
             **options,
         )
-        requests = None if shared is None else Dataset.from_list([make_request(self.model, 32, LENGTH, shared)])
+        requests = None
+        if shared is not None:
+            requests = make_requests(
+                make_request(self.model, 8 if narrow else 32, LENGTH, shared), args.edits_per_step
+            )
         self.trainer = EditableSeq2SeqTrainer(
             self.model, args, edit_dataset=requests, data_collator=lambda rows: rows, train_dataset=[0]
         )
@@ -121,6 +131,14 @@ class Translation:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss
+
+
+def make_requests(request: dict[str, Any], count: int) -> Dataset:
+    """As many that are nearly the same, of different lengths and with different numbers of alternatives."""
+    ids, alternatives = request["input_ids"], request["alternatives"]
+    cuts = [number % 4 for number in range(count)]
+    rows = [{"input_ids": ids[cut:], "alternatives": alternatives[: len(alternatives) - cut]} for cut in cuts]
+    return Dataset.from_list([{**request, **row, "id": number} for number, row in enumerate(rows)])
 
 
 def check_translation(size: str, device: torch.device) -> dict[str, float]:
@@ -232,6 +250,7 @@ RATIOS = {
     "step_ratio_1000_k3": ("editable_1000_k3", "plain_1000"),
     "step_ratio_1000_k10_no_shared_prefix": ("editable_1000_k10_no_shared_prefix", "plain_1000"),
     "whole_model_step_ratio_1000_k10": ("whole_model_1000_k10", "plain_1000_beside_whole_model"),
+    "eight_edits_apart_to_together_1000_k3": ("eight_edits_apart_1000_k3", "eight_edits_together_1000_k3"),
     "resnet_step_ratio_k10": ("editable_resnet_k10", "plain_resnet"),
     "whole_model_resnet_step_ratio_k10": ("whole_model_resnet_k10", "plain_resnet"),
 }
@@ -255,11 +274,19 @@ def measure(size: str, device: torch.device, rounds: int) -> dict[str, list[floa
         "editable_resnet_k10": lambda: vision.step(10),
         "whole_model_resnet_k10": lambda: vision.whole_model_step(10),
     }
-    whole = {
+    several = Translation(size, device, True, edits_per_step=NUM_EDITS, edit_learning_rate=TOO_WEAK)
+
+    def step_of_several(devices: set[str]) -> None:
+        with launches_dominate_on(devices):
+            several.step(1_000, 3)
+
+    slow = {
+        "eight_edits_apart_1000_k3": lambda: step_of_several(set()),
+        "eight_edits_together_1000_k3": lambda: step_of_several({device.type}),
         "plain_1000_beside_whole_model": lambda: plain.step(1_000),
         "whole_model_1000_k10": lambda: shared.whole_model_step(1_000, 10),
     }
-    return time_interleaved(functions, rounds, device) | time_interleaved(whole, 2, device, warmups=0)
+    return time_interleaved(functions, rounds, device) | time_interleaved(slow, 2, device, warmups=0)
 
 
 def kernels(size: str, device: torch.device) -> dict[str, int]:
@@ -272,6 +299,19 @@ def kernels(size: str, device: torch.device) -> dict[str, int]:
     return counts
 
 
+def kernels_of_edits(size: str, device: torch.device) -> dict[str, int]:
+    """Kernels of steps with one edit and with eight, as on a GPU; width and alternatives do not change the number."""
+    counts = {}
+    for edits in (1, NUM_EDITS):
+        options = {"narrow": True, "edits_per_step": edits, "edit_learning_rate": TOO_WEAK}
+        run = Translation(size, device, True, **options)
+        with launches_dominate_on({device.type}):
+            for k in (3, 10):
+                name = f"as on a GPU, k={k}, {edits} edits"
+                counts[name] = count_kernels(lambda: run.step(1_000, k, optimize=False))  # noqa: B023
+    return counts
+
+
 def main(args: argparse.Namespace) -> None:
     set_seed(0)
     device = torch.device(args.device)
@@ -280,7 +320,7 @@ def main(args: argparse.Namespace) -> None:
         return
     checks = {"translation": check_translation(args.size, device), "resnet": check_vision(device)}
     print(f"relative differences to the whole-model step: {checks}")
-    counts = kernels(args.size, device)
+    counts = kernels(args.size, device) | kernels_of_edits(args.size, device)
     print("\n".join(f"{name:<28} {count:6,} kernels" for name, count in counts.items()))
     seconds = measure(args.size, device, args.rounds)
     print(format_seconds(seconds))
@@ -290,6 +330,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name:<40} {value['median']:6.2f}  ({value['low']:.2f} - {value['high']:.2f})")
     print(f"peak memory at 4,000 tokens, MiB: {memory}")
     ratios = {name: round(value["median"], 3) for name, value in ranges.items()}
+    for k in (3, 10):
+        one, several = (counts[f"as on a GPU, k={k}, {edits} edits"] for edits in (1, NUM_EDITS))
+        ratios[f"kernels_of_eight_edits_to_one_k{k}"] = round(several / one, 3)
     ratios["peak_memory_ratio"] = round(memory["k10"] / memory["k0"], 3)
     results = {"config": vars(args), "seed": 0, "checks": checks, "kernels": counts}
     finish({**results, "seconds": seconds, "ranges": ranges, "memory_mib": memory}, ratios, args.json)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint, token_losses
+from editable_hf.core.constraint_batch import IGNORE_INDEX, token_losses
+from editable_hf.core.constraints import Constraint, JointConstraint
 from editable_hf.core.continuations import ContinuationConstraint, Fact, TargetBatch
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params

@@ -13,16 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from editable_hf.core.constraint_batch import IGNORE_INDEX, SequenceBatch, check_class, vocabulary_size
 from editable_hf.core.functional import FunctionalModel, widened
 from editable_hf.core.prefix_trie import PrefixTrie, head_from
-
-IGNORE_INDEX = -100
 
 # Where launching a kernel takes longer than running it, all sequences are scored in one pass with graph. Elsewhere a
 # pass without graph finds the two that matter, each distinct prefix once, and another differentiates these alone: a
 # fraction of the arithmetic for twice the kernels. So does a device where all logits of every step would fill memory.
 ONE_PASS_DEVICES = {"cuda"}
 _MOST_LOGITS = 2**26
+
+
+def launches_dominate(device: torch.device) -> bool:
+    """Whether fewer kernels on more numbers are quicker there."""
+    return device.type in ONE_PASS_DEVICES
+
+
+def fit_one_pass(num_logits: int) -> bool:
+    """Whether so many logits may be made in one pass."""
+    return num_logits <= _MOST_LOGITS
+
 
 Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
 
@@ -48,8 +58,7 @@ class ClassConstraint:
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
         logits = widened(model(params, **self.inputs).logits)  # (num_examples, num_classes)
-        if not 0 <= self.target < logits.shape[1]:
-            raise ValueError(f"`target` must be a class from 0 to {logits.shape[1] - 1}, got {self.target}.")
+        check_class(self.target, logits.shape[1])
         is_target = torch.arange(logits.shape[1], device=logits.device) == self.target
         others = logits.masked_fill(is_target, -torch.inf)
         return (others.amax(1) - logits[:, self.target]).max()
@@ -118,9 +127,8 @@ class SequenceConstraint:
         return cls(dict(inputs), torch.tensor(prefixes), torch.tensor(labels), length_penalty)
 
     def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
-        hidden = model.encode(params, **self.inputs)  # (1, source_length, hidden)
-        if hidden.device.type in ONE_PASS_DEVICES and self.labels.numel() * _num_logits(model) <= _MOST_LOGITS:
-            return self._margin_of_all(model, params, hidden)
+        if launches_dominate(self.labels.device) and fit_one_pass(self.labels.numel() * vocabulary_size(model.model)):
+            return model.once(("all", id(self)), lambda: SequenceBatch([self]))(model, params)[0]
         # l_e is a maximum: only the target and the alternative that attains it have a gradient. Which one that is
         # takes no graph to find, and the other rows are then left out. Exact, and most of the cost of an edit.
         with torch.no_grad():
@@ -165,24 +173,6 @@ class SequenceConstraint:
         ).view_as(labels)
         target, alternative = self._normalize(-losses.sum(1), labels)
         return alternative - target
-
-    def _margin_of_all(self, model: FunctionalModel, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-        """`l_e` in one pass. Only the logits of the two rows that matter are kept for the way back."""
-        every, key = range(len(self.labels)), (id(self), id(hidden))
-        rows = model.once(("all", *key), lambda: _Rows(model, self, hidden, every, told_apart=False))
-        logits = widened(model(params, **rows.inputs).logits)
-        weights, target_and_one = model.once(("weights", *key), lambda: self._weights(rows.labels, logits))
-        with torch.no_grad():
-            scores = (token_losses(logits, rows.labels) * weights).sum(1)
-            pair = target_and_one.addcmul(target_and_one, scores[1:].argmax())  # 0, and where the largest score is
-        return torch.dot(token_losses(logits[pair], rows.labels[pair]).flatten(), weights[pair].flatten())
-
-    def _weights(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """What the loss of each token counts in `l_e`, `(num_rows, length)`, and the numbers 0 and 1."""
-        signs = torch.full((len(labels),), -1.0, dtype=logits.dtype, device=logits.device)
-        signs[0] = 1.0
-        weights = self._normalize(signs, labels).unsqueeze(1).expand_as(labels).contiguous()
-        return weights, torch.arange(2, device=logits.device)
 
     def _normalize(self, scores: Tensor, labels: Tensor) -> Tensor:
         if self.length_penalty == 0:
@@ -247,15 +237,6 @@ def distinct_rows(target: Sequence[int], alternatives: Sequence[Sequence[int]]) 
     return rows
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Minus the log-probability of each token, `(num_rows, length)`; 0 where padded."""
-    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORE_INDEX)
-
-
-def _num_logits(model: FunctionalModel) -> int:
-    return model.model.get_output_embeddings().weight.shape[0]
-
-
 class _Rows:
     """Some rows of a [`SequenceConstraint`] as inputs of the model.
 
@@ -266,19 +247,12 @@ class _Rows:
         common: Number of leading labels that all rows share.
     """
 
-    def __init__(
-        self,
-        model: FunctionalModel,
-        constraint: SequenceConstraint,
-        hidden: Tensor,
-        rows: Sequence[int],
-        told_apart: bool = True,
-    ):
+    def __init__(self, model: FunctionalModel, constraint: SequenceConstraint, hidden: Tensor, rows: Sequence[int]):
         labels, prefixes = constraint.labels[list(rows),], constraint.decoder_input_ids[list(rows),]
         # Kept, because the rows are found again by the ids of these two.
         self.made_from = (constraint, hidden)
         length, source_mask = int((labels != IGNORE_INDEX).sum(1).max()), constraint.inputs["attention_mask"]
-        if told_apart and length == hidden.shape[1]:
+        if length == hidden.shape[1]:
             # One more state that is masked: `PrefixTrie` tells decoder states from encoder states by their length,
             # and the decoder may have no position to spare.
             hidden, source_mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(source_mask, (0, 1))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from editable_hf.core.constraints import IGNORE_INDEX, distinct_rows, token_losses
+from editable_hf.core.constraint_batch import IGNORE_INDEX, token_losses
+from editable_hf.core.constraints import distinct_rows
 from editable_hf.core.functional import FunctionalModel, widened
 
 
@@ -96,11 +97,12 @@ class ContinuationConstraint:
             `(1 + num_alternatives,)`, nats.
         """
         logits = model(params, input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
-        first = self._prompt_length
+        first = self.prompt_length
         return -token_losses(widened(logits[:, first - 1 : -1]), self.labels[:, first:]).sum(1)
 
     @cached_property
-    def _prompt_length(self) -> int:  # looked at once: a GPU waits for it
+    def prompt_length(self) -> int:
+        """Tokens of the prompt; looked at once, as a GPU waits for it."""
         return int((self.labels[0] == IGNORE_INDEX).to(torch.uint8).argmin())
 
     def _rows(self, rows: list[int]) -> ContinuationConstraint:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from editable_hf.core.editing import EditResult
+from editable_hf.core.layer_norm import layer_norm
 from editable_hf.seams.torch_seam import ParameterSlots
 
 
@@ -66,28 +67,19 @@ def edited_batch(model: nn.Module, edits: Sequence[EditResult | Mapping[str, Ten
             f"Expected one edit or more, all of the same parameters of {type(model).__name__}, but got {len(params)} "
             f"of {', '.join(sorted({', '.join(list(each)[:3]) for each in params})) or 'none'}."
         )
-    batch = _Batch(len(params))
-    stacked = {
-        name: _stacked(torch.stack([each[name].detach() for each in params]), name, batch) for name in params[0]
-    }
-    called = [
-        model,
-        *([model.get_encoder()] if hasattr(model, "get_encoder") else []),
-    ]  # `generate` calls it by itself
-    hooks = [module.register_forward_pre_hook(batch.note_inputs, with_kwargs=True) for module in called]
-    try:
-        with ParameterSlots(model).holding(stacked):
-            yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
+    batch = EditGroups(len(params))
+    stacked = batch.tell_apart({name: torch.stack([each[name].detach() for each in params]) for name in params[0]})
+    with batch.watching(model), ParameterSlots(model).holding(stacked):
+        yield model
 
 
-class _Batch:
+class EditGroups:
     """What tells the rows of a batch from other tensors: the inputs of the call that runs.
 
-    Attributes:
+    Args:
         count: How many edits.
+
+    Attributes:
         rows: The model's rows, `None` before its first call.
         inputs: By module that was called; kept, so that nothing else can take the place of their storages.
     """
@@ -95,6 +87,22 @@ class _Batch:
     def __init__(self, count: int):
         self.count, self.rows = count, None
         self.inputs: dict[nn.Module, list[Tensor]] = {}
+
+    def tell_apart(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by qualified name, `(num_edits, *shape)` each, as tensors of that shape; with their graph."""
+        return {name: _stacked(value, name, self) for name, value in values.items()}
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the inputs of `model` are noted at every call."""
+        # `generate` calls the encoder by itself.
+        called = [model, *([model.get_encoder()] if hasattr(model, "get_encoder") else [])]
+        hooks = [module.register_forward_pre_hook(self.note_inputs, with_kwargs=True) for module in called]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def note_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hook before the forward of the model."""
@@ -140,7 +148,7 @@ class _Stacked(Tensor):
 
     values: Tensor
     qualified_name: str
-    batch: _Batch
+    batch: EditGroups
 
     @classmethod
     def __torch_function__(
@@ -163,7 +171,7 @@ class _Stacked(Tensor):
         raise CannotBatchEdits(first.qualified_name, f"`{getattr(func, '__name__', func)}` uses it")
 
 
-def _stacked(values: Tensor, name: str, batch: _Batch) -> _Stacked:
+def _stacked(values: Tensor, name: str, batch: EditGroups) -> _Stacked:
     tensor = values.as_subclass(_Stacked)
     tensor.values, tensor.qualified_name, tensor.batch = values, name, batch
     return tensor
@@ -178,7 +186,7 @@ def _each(param: Tensor, count: int) -> Tensor:
     return param.values if isinstance(param, _Stacked) else param.expand(count, *param.shape)
 
 
-def _linear(batch: _Batch, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(batch: EditGroups, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = batch.split(input, _name(weight, bias)).flatten(1, -2)  # (num_edits, rows, in_features)
     columns = _each(weight, batch.count).transpose(1, 2)
     if bias is None:
@@ -188,7 +196,13 @@ def _linear(batch: _Batch, input: Tensor, weight: Tensor, bias: Tensor | None = 
     return output.reshape(*input.shape[:-1], -1)
 
 
-def _embedding(batch: _Batch, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _addmm(batch: EditGroups, bias: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """What GPT-2 has for a linear layer; its weight is the other way round."""
+    rows = batch.split(input, _name(bias, weight))
+    return torch.baddbmm(_each(bias, batch.count).unsqueeze(1), rows, _each(weight, batch.count)).flatten(0, 1)
+
+
+def _embedding(batch: EditGroups, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # What follows (padding index, largest norm) concerns gradients, but for the norm, which changes the weights.
     if kwargs.get("max_norm", args[1] if len(args) > 1 else None) is not None:
         raise CannotBatchEdits(weight.qualified_name, "it has a `max_norm`")
@@ -200,7 +214,7 @@ def _embedding(batch: _Batch, input: Tensor, weight: Tensor, *args: Any, **kwarg
     return F.embedding(ids.flatten(0, 1), weight.values.flatten(0, 1))
 
 
-def _affine(batch: _Batch, rows: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int) -> Tensor:
+def _affine(batch: EditGroups, rows: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int) -> Tensor:
     """`weight * rows + bias` over the `dims` last dimensions, or over the channels of images if it is 0."""
     groups = batch.split(rows, _name(weight, bias))
 
@@ -218,7 +232,7 @@ def _affine(batch: _Batch, rows: Tensor, weight: Tensor | None, bias: Tensor | N
 
 
 def _layer_norm(
-    batch: _Batch,
+    batch: EditGroups,
     input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
@@ -227,12 +241,15 @@ def _layer_norm(
 ) -> Tensor:
     # As torch itself does, half precision is rounded once, at the end.
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    rows = F.layer_norm(wide, normalized_shape, eps=eps)
+    if len(normalized_shape) == 1:
+        rows = layer_norm(wide, None, None, eps)  # edits that are differentiated differentiate it twice
+    else:
+        rows = F.layer_norm(wide, normalized_shape, eps=eps)
     return _affine(batch, rows, weight, bias, len(normalized_shape)).to(input.dtype)
 
 
 def _rms_norm(
-    batch: _Batch, input: Tensor, normalized_shape: Sequence[int], weight: Tensor, eps: float | None = None
+    batch: EditGroups, input: Tensor, normalized_shape: Sequence[int], weight: Tensor, eps: float | None = None
 ) -> Tensor:
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -241,7 +258,7 @@ def _rms_norm(
 
 
 def _batch_norm(
-    batch: _Batch,
+    batch: EditGroups,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -258,7 +275,7 @@ def _batch_norm(
 
 
 def _conv2d(
-    batch: _Batch,
+    batch: EditGroups,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -274,7 +291,7 @@ def _conv2d(
     return output.unflatten(1, (batch.count, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any]) -> Tensor:
+def _elementwise(func: Callable, batch: EditGroups, args: Sequence[Any]) -> Tensor:
     """A sum or product of rows and a parameter that each row gets: of fewer dimensions, or with 1 in the first."""
     (param,) = (value for value in args if isinstance(value, _Stacked))
     (rows,) = (value for value in args if isinstance(value, Tensor) and value is not param and value.ndim)
@@ -290,6 +307,7 @@ def _elementwise(func: Callable, batch: _Batch, args: Sequence[Any]) -> Tensor:
 
 _BY_GROUP = {
     F.linear: _linear,
+    torch.addmm: _addmm,
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,

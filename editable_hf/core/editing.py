@@ -93,21 +93,34 @@ def edit(
             f"`editor` must be an `Editor`, such as `rmsprop(1e-3)` or what `build()` of a LearnableEditor or of a "
             f"model's own editor returns, got a {type(editor).__name__}."
         )
+    run = partial(_descend, editor) if isinstance(editor, Editor) else partial(_choose, editor)
+    with prepared(model, editor, layers, create_graph, replay) as (functional_model, params):
+        params, loss, history, failure = run(functional_model, constraint, params, max_steps)
+    if not create_graph:
+        params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
+    return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, editor: AnyEditor, layers: str | Iterable[str], create_graph: bool, replay: bool
+) -> Iterator[tuple[FunctionalModel, Params]]:
+    """Within the block the model runs as an edit needs it; the arguments are those of [`edit`].
+
+    Yields:
+        The model as a function of the parameters to edit, and these, to start from.
+    """
     params = _parameters_to_edit(model := uncompiled(model), layers, editor)
     functional_model = FunctionalModel(model, list(params), create_graph, replay)
     if create_graph:  # frozen ones (sinusoidal position tables under "*") become leaves, and move as without graph
         params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
     else:  # copies: after 0 steps the result must not share memory with the model
         params = {name: param.detach().clone() for name, param in params.items()}
-    run = partial(_descend, editor) if isinstance(editor, Editor) else partial(_choose, editor)
     # Fused kernels of attention have no double backward. A forward that is differentiated once keeps them.
     attention = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
     norms = quick_layer_norms(model) if create_graph else nullcontext()
     with eval_mode(model), as_written(model), attention, norms, torch.enable_grad():
-        params, loss, history, failure = run(functional_model, constraint, params, max_steps)
-    if not create_graph:
-        params, loss = {name: param.detach() for name, param in params.items()}, loss.detach()
-    return EditResult(params, failure is None and history[-1] <= 0, len(history) - 1, loss, history, failure)
+        yield functional_model, params
 
 
 def check_one_device(model: nn.Module) -> None:
@@ -170,7 +183,7 @@ def _descend(
         packed = {key: value.to(kinds[key]) for key, value in sums.items()}
         params = unpack(packed)
         loss = constraint(model, params)
-        value, norm = _values(loss, [*grads.values(), *packed.values()])
+        (value,), norm = loss_values(loss.unsqueeze(0), [*grads.values(), *packed.values()])
         failure = None
         if not math.isfinite(norm) or not value < math.inf:  # or only the squares of large numbers are not
             failure = _failure(value, unpack(grads) if grads else {}, params, len(history))
@@ -201,11 +214,11 @@ def _choose(
 
 
 @torch.no_grad()
-def _values(loss: Tensor, tensors: list[Tensor]) -> tuple[float, float]:
-    """`l_e` and the norm of the tensors, brought to the CPU together: a GPU waits each time."""
+def loss_values(losses: Tensor, tensors: list[Tensor]) -> tuple[list[float], float]:
+    """Values of `l_e` and the norm of the tensors, brought to the CPU together: a GPU waits each time."""
     norm = get_total_norm(tensors)  # a tenth of the time that the largest absolute value takes
-    value, norm = torch.stack([loss, norm.to(loss.device, loss.dtype)]).tolist()
-    return value, norm
+    *values, norm = torch.cat([losses, norm.to(losses.device, losses.dtype).unsqueeze(0)]).tolist()
+    return values, norm
 
 
 def _failure(value: float, grads: Params, params: Params, num_steps: int) -> str | None:

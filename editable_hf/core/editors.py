@@ -32,7 +32,8 @@ class Editor(NamedTuple):
         init: `init(params) -> state` for the start of an edit.
         update: `update(grads, state) -> (updates, state)`; apply with [`apply_updates`].
         flatten: `flatten(layout) -> editor`, the same editor for parameters that [`FlatLayout.pack`] made few vectors
-            of: an edit is then far fewer kernels. `None` for an editor that treats parameters by their names.
+            of: an edit is then far fewer kernels. The vectors may be rows, one for each of several edits. `None` for
+            an editor that treats parameters by their names.
     """
 
     init: Callable[[Params], Any]
@@ -45,7 +46,7 @@ class EmptyState(NamedTuple):
 
 
 class ScaledGDState(NamedTuple):
-    """`norm`: global gradient norm of the first step, scalar; `None` before it."""
+    """`norm`: global gradient norm of the first step, scalar or one for each edit; `None` before it."""
 
     norm: Tensor | None
 
@@ -98,13 +99,20 @@ def scaled_gd(learning_rate: ScalarLike, eps: float = 1e-12) -> Editor:
         eps: Added to the squared norm, inside the root; keeps the derivative finite when the gradient is 0.
     """
 
-    def update(grads: Params, state: ScaledGDState) -> tuple[Params, ScaledGDState]:
-        norm = state.norm
-        if norm is None:
-            norm = (sum(grad.square().sum() for grad in grads.values()) + eps).sqrt()
-        return {name: -(learning_rate / norm) * grad for name, grad in grads.items()}, ScaledGDState(norm)
+    def update_by(sum_squares: Callable[[Tensor], Tensor]) -> Callable:
+        def update(grads: Params, state: ScaledGDState) -> tuple[Params, ScaledGDState]:
+            norm = state.norm
+            if norm is None:
+                norm = (sum(sum_squares(grad.square()) for grad in grads.values()) + eps).sqrt()
+            return {name: -(learning_rate / norm) * grad for name, grad in grads.items()}, ScaledGDState(norm)
 
-    return _nameless(lambda params: ScaledGDState(None), update)
+        return update
+
+    def init(params: Params) -> ScaledGDState:
+        return ScaledGDState(None)
+
+    by_vector = Editor(init, update_by(lambda squares: squares.sum(-1, keepdim=True)))
+    return Editor(init, update_by(Tensor.sum), lambda layout: by_vector)
 
 
 def rprop(learning_rate: ScalarLike) -> Editor:

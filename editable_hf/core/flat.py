@@ -34,10 +34,13 @@ class FlatLayout:
         return {key: torch.cat([tensors[name].flatten() for name in names]) for key, names in self._groups.items()}
 
     def unpack(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Views of the vectors by name, in the order of the tensors that made the layout; differentiable."""
+        """Views of the vectors by name, in the order of the tensors that made the layout; differentiable.
+
+        Rows of vectors, `(num_edits, size)`, give tensors with that dimension before their own.
+        """
         parts = {
             name: part
             for key, names in self._groups.items()
-            for name, part in zip(names, vectors[key].split(self._sizes[key]), strict=True)
+            for name, part in zip(names, vectors[key].split(self._sizes[key], -1), strict=True)
         }
-        return {name: parts[name].view(shape) for name, shape in self.shapes.items()}
+        return {name: parts[name].view((*parts[name].shape[:-1], *shape)) for name, shape in self.shapes.items()}

@@ -27,17 +27,18 @@ def quick_layer_norms(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _normalized(module: nn.LayerNorm, forward: Callable, x: Tensor) -> Any:
-    if len(module.normalized_shape) == 1 and x.dtype in _WIDE and x.dtype == module.weight.dtype:
+    plain = type(module.weight) in (Tensor, nn.Parameter)  # not those of several edits at once
+    if plain and len(module.normalized_shape) == 1 and x.dtype in _WIDE and x.dtype == module.weight.dtype:
         return layer_norm(x, module.weight, module.bias, module.eps)
     return forward(x)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """`(x - mean) * rstd * weight + bias` over the last dimension, as `F.layer_norm`; differentiable twice.
 
     Args:
         x: `(..., num_features)`, float32 or float64, as the others.
-        weight: `(num_features,)`.
+        weight: `(num_features,)`; `None`, as `bias` then, for 1 and 0.
         bias: `(num_features,)`.
         eps: Added to the variance.
     """
@@ -46,8 +47,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return y
 
@@ -60,8 +61,9 @@ class _Backward(torch.autograd.Function):
     """The gradients of x, weight and bias. The statistics are functions of x, as `backward` knows."""
 
     @staticmethod
-    def forward(ctx, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor):
-        grads = _native_backward(grad, x, weight.shape, mean, rstd, weight, bias, [True, True, True])
+    def forward(ctx, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor):
+        wanted = [True, weight is not None, bias is not None]
+        grads = _native_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, wanted)
         ctx.save_for_backward(grad, x, weight, mean, rstd, grads[0])
         ctx.set_materialize_grads(False)
         return grads
@@ -76,11 +78,13 @@ class _Backward(torch.autograd.Function):
         to_grad = to_weight = to_unit = to_x = None
 
         def back(values: Tensor) -> Tensor:  # from the normalized x to x, which is symmetric
-            return _native_backward(values, x, weight.shape, mean, rstd, None, None, [True, False, False])[0]
+            return _native_backward(values, x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
 
         if of_x is not None:  # grad_x is back(grad * weight)
-            moved, weighted = back(of_x), grad * weight
-            to_grad, to_weight = moved * weight, (moved * grad).sum_to_size(weight.shape)
+            to_grad, weighted = back(of_x), grad
+            if weight is not None:
+                weighted, to_weight = grad * weight, (to_grad * grad).sum_to_size(weight.shape)
+                to_grad = to_grad * weight
             along, across = (weighted * unit).mean(-1, True), (of_x * unit).mean(-1, True)
             to_unit = (of_x * along).addcmul_(weighted, across).mul_(-rstd)
         if of_weight is not None:  # the sum of grad * unit

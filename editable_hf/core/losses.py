@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editable_hf.core.constraints import IGNORE_INDEX
+from editable_hf.core.constraints import IGNORE_INDEX, launches_dominate
 from editable_hf.core.functional import widened
 
 
@@ -27,7 +27,7 @@ def _kl_divergence(reference_logits: Tensor, logits: Tensor, mask: Tensor | None
 
 # Elements of logits that are worked on at once: they stay in a core's cache from the first pass to the last. On a
 # GPU, where a launch costs more than a pass, only memory sets a limit.
-_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
+_CPU_BLOCK, _LARGE_BLOCK = 2**18, 2**26
 
 
 class _FusedKL(torch.autograd.Function):
@@ -43,7 +43,7 @@ class _FusedKL(torch.autograd.Function):
         num_rows, width = logits.shape
         divergence = widened(logits.new_empty(num_rows))
         derivative = torch.empty_like(logits) if ctx.needs_input_grad[1] else None
-        step = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // max(1, width))
+        step = max(1, (_LARGE_BLOCK if launches_dominate(logits.device) else _CPU_BLOCK) // max(1, width))
         for start in range(0, num_rows, step):
             block = slice(start, start + step)
             log_p, log_q = (F.log_softmax(widened(each[block]), -1) for each in (reference, logits))

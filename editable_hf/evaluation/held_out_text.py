@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editable_hf.core.constraints import IGNORE_INDEX, token_losses
+from editable_hf.core.constraint_batch import IGNORE_INDEX, token_losses
 from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.losses import distillation_loss

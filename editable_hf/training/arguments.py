@@ -75,7 +75,8 @@ class EditableArguments:
     edits_per_step: int = field(
         default=1,
         metadata={
-            "help": "Edits made for each batch on each process, each of a request drawn; their terms are averaged."
+            "help": "Edits made for each batch on each process, each of a request drawn; their terms are averaged. "
+            "On a GPU they run together."
         },
     )
     edits_at_once: int = field(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from transformers.utils import logging
 
+from editable_hf.core.constraints import launches_dominate
 from editable_hf.core.editors import Params
 from editable_hf.core.functional import as_written, eval_mode
 from editable_hf.core.replay import Recording, ReplayError, record
 from editable_hf.training.arguments import EditableArguments
 
 logger = logging.get_logger(__name__)
+
+# Logits of the edits that are compared at once: they and their gradient are in memory for a moment. 2 GiB in float32.
+_MOST_LOGITS = 2**29
 
 
 class LocalityBatch:
@@ -100,4 +104,23 @@ class LocalityBatch:
         else:
             with record(self.model, self.params.values()) as recording:
                 reference = self.model(**self.inputs).logits.detach()
-        return sum(self.loss(reference, recording.replay(params).logits) for params in edits)
+        logits = self._edited_logits(recording, edits, reference)
+        return sum(self.loss(reference, edited) for edited in logits)
+
+    def _edited_logits(self, recording: Recording, edits: list[Params], reference: Tensor) -> Iterator[Tensor]:
+        """The logits of each edit, several computed at once where that is quicker and memory holds them."""
+        size = max(1, _MOST_LOGITS // reference.numel()) if launches_dominate(reference.device) else 1
+        for start in range(0, len(edits), size):
+            part = edits[start : start + size]
+            yield from [recording.replay(part[0]).logits] if len(part) == 1 else _together(recording, part)
+
+
+def _together(recording: Recording, edits: list[Params]) -> Sequence[Tensor]:
+    stacked = {name: torch.stack([params[name] for params in edits]) for name in edits[0]}
+    try:
+        return vmap(lambda params: recording.replay(params).logits)(stacked).unbind()
+    except (ReplayError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:  # what depends on values, such as the choice of experts, is nothing for `vmap`
+        logger.warning_once(f"The locality term is computed for one edit after another with this model. {error}")
+        return [recording.replay(params).logits for params in edits]

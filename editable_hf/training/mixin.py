@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editable_hf.core.constraints import IGNORE_INDEX, JointConstraint
-from editable_hf.core.editing import Constraint, edit
+from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint
+from editable_hf.core.edits_together import edit_each
 from editable_hf.core.functional import widened
 from editable_hf.core.losses import distillation_loss, edit_loss, objective
 from editable_hf.models.iwslt_transformer import freeze_position_tables
@@ -123,8 +123,8 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         """
         args, editor, accumulation = self.args, self.model.editor, self.current_gradient_accumulation_steps
         groups, layers = self._grouped(self._draw()), self.edit_parameters
-        options = {"layers": layers, "max_steps": args.edit_max_steps, "create_graph": True, "replay": args.replay}
-        results = [edit(self.model, self._constraint(group), editor.build(), **options) for group in groups]
+        constraints = [self._constraint(group) for group in groups]
+        results = edit_each(self.model, constraints, editor.build(), layers, args.edit_max_steps, args.replay)
         self._finite.check_edits(results, groups, self.state.global_step)
         edit_term = torch.stack([edit_loss(result.loss) for result in results]).mean()
         # An edit of 0 steps changed nothing: its locality term is exactly 0, and so is its gradient.

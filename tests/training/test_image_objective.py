@@ -11,6 +11,7 @@ from tiny_images import NUM_CLASSES, changed_names, image_rows, snapshot, tiny_e
 from torch.func import functional_call
 
 from editable_hf import EditableImageTrainer, EditableImageTrainingArguments
+from editable_hf.core import constraints
 
 STEPS, C_EDIT, C_LOC = 4, 0.7, 2.0
 # by what an edit may move: how to build the model, the modules from the first edited one on, alpha
@@ -117,8 +118,13 @@ def plain_objective(model, names, batch, requests, editor, *, suffix, reuse, dis
 
 @pytest.mark.parametrize("layers", MODELS)
 @pytest.mark.parametrize("base_loss", ["task", "distillation"])
-@pytest.mark.parametrize(("replay", "reuse"), [(True, True), (True, False), (False, False)])
-def test_gradient_of_the_objective(tmp_path, layers, base_loss, replay, reuse):
+@pytest.mark.parametrize(
+    ("replay", "reuse", "together"),
+    [(True, True, True), (True, True, False), (True, False, False), (False, False, False)],
+)
+def test_gradient_of_the_objective(tmp_path, monkeypatch, layers, base_loss, replay, reuse, together):
+    if together:
+        monkeypatch.setattr(constraints, "ONE_PASS_DEVICES", {"cpu"})
     build, suffix, _ = MODELS[layers]
     model = build()
     requests, batch = edit_requests(model), batch_of(image_rows(6))

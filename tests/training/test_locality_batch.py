@@ -1,14 +1,20 @@
 """One `LocalityBatch`: when the base forward can be reused, and that both sides start from the same activations."""
 
+from functools import partial
+
 import pytest
 import torch
+from causal_models import causal_model
 from tiny_models import bart_config
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BartForConditionalGeneration
 from transformers.utils import logging
 
+from editable_hf.core import constraints
 from editable_hf.core.losses import token_locality_loss
+from editable_hf.core.selection import select_parameters
 from editable_hf.training.locality import LocalityBatch
 
 LABELS = torch.tensor([[6, 7, 8, 2], [9, 10, 2, -100]])
@@ -94,6 +100,33 @@ def test_locality_of_an_edit_that_moves_nothing_is_exactly_zero(tiny_marian, tra
     assert value.item() == 0 and not any(grad.any() for grad in grads)
     assert batch.compare([{name: param + 0.1 for name, param in still.items()}]) > 0
     assert tiny_marian.training is train
+
+
+@pytest.mark.parametrize("name", ["marian", "llama"])
+def test_edits_compared_at_once(tiny_marian, name, monkeypatch):
+    """But for rounding; Llama normalizes in float32."""
+    if name == "marian":
+        model, inputs = tiny_marian.double().train(), INPUTS
+    else:
+        model = causal_model(name).double().train()
+        inputs = {key: INPUTS[key] for key in ("input_ids", "attention_mask", "use_cache")}
+    own, generator = dict(model.named_parameters()), torch.Generator().manual_seed(1)
+    names = list(select_parameters(model, "last_decoder_layer"))
+    batch = LocalityBatch(model, {key: own[key] for key in names}, inputs, partial(token_locality_loss, labels=LABELS))
+    with batch.recorded():
+        model(**inputs)
+    noise = lambda key: torch.randn(own[key].shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    edits = [{key: own[key] + 0.2 * noise(key) for key in names} for _ in range(3)]
+    found = []
+    for devices in ({"cuda"}, {"cpu"}):
+        monkeypatch.setattr(constraints, "ONE_PASS_DEVICES", devices)
+        with sdpa_kernel(SDPBackend.MATH):  # `vmap` warns that it has no rule for the kernel of a CPU
+            value = batch.compare(edits)
+        leaves = [param for param in model.parameters() if param.requires_grad]
+        found.append((value, *torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)))
+    assert found[0][0] > 0
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 if name == "marian" else 1e-6)
 
 
 def test_dropout_of_the_base_forward_reaches_both_sides(tiny_marian):

@@ -8,7 +8,9 @@ import torch
 from gradient_recorder import GradientRecorder
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
+from editable_hf.core import constraints
 from editable_hf.data.requests import request_constraint
+from editable_hf.experiments.timing import count_kernels
 
 OPTIONS = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "save_strategy": "no"}
 
@@ -206,6 +208,44 @@ def test_several_edits_are_averaged(make_trainer, trained_marian, requests_data,
         terms.append(trainer.compute_loss(trained_marian.train(), batch).item() - base)
     assert terms[0] > 1e-3 and terms[1] == pytest.approx(0, abs=1e-12)
     assert terms[2] == pytest.approx(terms[0] / 2, rel=1e-9)
+
+
+def test_edits_together_make_the_same_step(make_trainer, trained_marian, requests_data, uneven_rows, monkeypatch):
+    """One of them holds from the start, one is done before the last step, one never."""
+    rows = [requests_data[0], satisfied(requests_data[1], trained_marian), requests_data[2]]
+    trainer = make_trainer(trained_marian, edit_learning_rate=1e-3, edit_coef=0.7, learn_edit_learning_rate=True)
+    trainer.model.editor.double()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._draw = lambda: rows
+    batch = trainer.data_collator(uneven_rows.to_list())
+    losses, gradients, terms = [], [], []
+    for devices in ({"cuda"}, {"cpu"}):
+        monkeypatch.setattr(constraints, "ONE_PASS_DEVICES", devices)
+        loss = trainer.compute_loss(trained_marian.train(), batch)
+        trained_marian.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad.clone() for name, p in trained_marian.named_parameters() if p.grad is not None})
+        terms.append(trainer._terms.means(trainer.accelerator))
+    assert set(gradients[0]) == set(gradients[1]) and terms[0] == pytest.approx(terms[1], rel=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+    assert terms[0]["edit_loss"] > 0 and 0 < terms[0]["edit_success_rate"] < 1 and terms[0]["edit_num_steps"] < 3
+
+
+def test_kernels_of_eight_edits_together(make_trainer, trained_marian, requests_data, uneven_rows, monkeypatch):
+    """At most 1.4 times those of one edit, in a whole training step."""
+    monkeypatch.setattr(constraints, "ONE_PASS_DEVICES", {"cpu"})
+    trainer = make_trainer(trained_marian, edit_learning_rate=1e-9)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer.data_collator(uneven_rows.to_list())
+    counts = []
+    for rows in ([requests_data[0]], [requests_data[row] for row in (0, 1, 2, 0, 1, 2, 0, 1)]):
+        trainer._draw = lambda rows=rows: rows
+        counts.append(count_kernels(lambda: trainer.compute_loss(trained_marian.train(), batch).backward()))
+        assert trainer._terms.means(trainer.accelerator)["edit_num_steps"] == 3
+    print(f"kernels of a step: {counts[0]:,} with one edit, {counts[1]:,} with 8")
+    assert counts[1] <= 1.4 * counts[0]
 
 
 @pytest.mark.parametrize("reuse", [True, False])
