@@ -26,7 +26,9 @@ from editable_hf.experiments.report import (
     FACT_COLUMNS,
     GENERALIZATION_COLUMNS,
     MANY_FACTS_COLUMNS,
+    MANY_TERMS_COLUMNS,
     SEQUENCE_COLUMNS,
+    TERM_COLUMNS,
     format_markdown_table,
     format_ratios,
 )
@@ -183,6 +185,15 @@ SECTIONS = [
                 (),
             ),
         ),
+    ),
+    Section(
+        "Terms of a glossary",
+        "terms",
+        "Not in the paper. Each row makes a model use other nouns; docs/terms.md explains the columns. Rates are "
+        "chosen on validation terms.",
+        dict(TERM_COLUMNS),
+        drawn=("unseen_right", "term right in unseen sentences (%)", 100),
+        more=(("at_once", "25 of the terms by one edit", dict(MANY_TERMS_COLUMNS), ()),),
     ),
     Section(
         "What else one could do about a wrong translation",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from editable_hf.core.constraint_batch import IGNORE_INDEX, token_losses
-from editable_hf.core.constraints import Constraint, JointConstraint
+from editable_hf.core.constraints import Constraint, JointConstraint, SequenceConstraint
 from editable_hf.core.continuations import ContinuationConstraint, Fact, TargetBatch
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
@@ -36,6 +36,25 @@ def _fact(constraint: ContinuationConstraint) -> Fact:
     return Fact(ids[real & (wanted == IGNORE_INDEX)], ids[wanted != IGNORE_INDEX])
 
 
+def targets_of(constraint: Constraint) -> list[Fact]:
+    """As [`facts_of`], of translations too: what fine-tuning trains on.
+
+    Raises:
+        TypeError: For another constraint than those of prompts and of translations, or a [`JointConstraint`] of such.
+    """
+    parts = constraint.constraints if isinstance(constraint, JointConstraint) else [constraint]
+    parts = [getattr(part, "constraint", part) for part in parts]  # within a margin
+    if all(isinstance(part, SequenceConstraint) for part in parts):
+        return [_translation(part) for part in parts]
+    return [fact for part in parts for fact in facts_of(part)]
+
+
+def _translation(constraint: SequenceConstraint) -> Fact:
+    wanted = constraint.labels[0]
+    start = constraint.decoder_input_ids[0, :1]
+    return Fact(start, wanted[wanted != IGNORE_INDEX], constraint.inputs["input_ids"][0])
+
+
 def target_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the log-probability of each row's target, the mean over its tokens, `(num_rows,)`; 0 without target."""
     labels = labels[:, 1:]
@@ -47,11 +66,14 @@ def target_loss(model: FunctionalModel, params: Params, batch: TargetBatch) -> T
     return target_losses(model(params, **batch.inputs, use_cache=False).logits, batch.labels).mean()
 
 
-def one_step(write: Callable[[FunctionalModel, Constraint, Params, int], Params]) -> EditFunction:
+def one_step(
+    write: Callable[[FunctionalModel, Constraint, Params, int], Params],
+    read: Callable[[Constraint], list[Fact]] = facts_of,
+) -> EditFunction:
     """The editor of facts that takes one step, `write`, or none where they hold already or `max_steps` is 0."""
 
     def run(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
-        facts_of(constraint)  # other constraints are refused before the model runs
+        read(constraint)  # other constraints are refused before the model runs
         with torch.no_grad():
             before = constraint(model, params)
         if before.item() <= 0 or max_steps == 0:

@@ -1,7 +1,8 @@
 """Fine-tuning on the corrected example alone: what one would do about a mistake without a constraint or an editor.
 
-Facts of a decoder-only language model are tuned in the two ways of the literature. *Depth-first*: one request until it
-holds, kept near the weights as they were (`ft_l`). *Breadth-first*: all facts together, epoch after epoch (`loc_ft`).
+Facts of a language model, and translations, are tuned in the two ways of the literature. *Depth-first*: one request
+until it holds, kept near the weights as they were (`ft_l`). *Breadth-first*: all together, epoch after epoch
+(`loc_ft`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from editable_hf.baselines.facts import facts_of, one_step, target_loss
+from editable_hf.baselines.facts import one_step, target_loss, targets_of
 from editable_hf.core.constraints import Constraint
 from editable_hf.core.continuations import target_batch
 from editable_hf.core.editing import EditFunction, EditResult, edited
@@ -95,8 +96,8 @@ def ft_l(*, learning_rate: float = 5e-4, max_change: float = 5e-4) -> EditFuncti
 
     Returns:
         An editor for `edit(model, constraint, ft_l(), "layers.3.mlp.down_proj", max_steps)` with a
-        [`ContinuationConstraint`], or a [`JointConstraint`] of such: a step is one of Adam's, and the edit ends where
-        the constraint holds.
+        [`ContinuationConstraint`] or a [`SequenceConstraint`], or a [`JointConstraint`] of such: a step is one of
+        Adam's, and the edit ends where the constraint holds.
     """
 
     def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int):
@@ -130,13 +131,13 @@ def loc_ft(
 
     Returns:
         An editor for `edit(model, constraint, loc_ft(), "layers.22.mlp.down_proj", max_steps)` with a
-        [`JointConstraint`] of [`ContinuationConstraint`]s, or one of these. `max_steps` is the number of epochs at
-        most; the result counts one step, because looking at all alternatives after each epoch would take longer than
-        the epoch.
+        [`JointConstraint`] of [`ContinuationConstraint`]s or [`SequenceConstraint`]s, or one of these. `max_steps` is
+        the number of epochs at most; the result counts one step, because looking at all alternatives after each epoch
+        would take longer than the epoch.
     """
 
     def tune(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
-        facts, leaves = facts_of(constraint), leaves_of(params)
+        facts, leaves = targets_of(constraint), leaves_of(params)
         optimizer, generator = torch.optim.Adam(leaves.values(), learning_rate), torch.Generator().manual_seed(seed)
         whole = FunctionalModel(model.model, list(params), replay=False)  # no batch comes twice
         for _ in range(max_steps):
@@ -153,7 +154,7 @@ def loc_ft(
                 break
         return stored(leaves, params)
 
-    return one_step(tune)
+    return one_step(tune, targets_of)
 
 
 def leaves_of(params: Params) -> Params:
@@ -185,7 +186,7 @@ def until_it_holds(
         max_steps: Steps at most.
         project: Called after each step.
     """
-    batch, history = target_batch(facts_of(constraint)), []
+    batch, history = target_batch(targets_of(constraint)), []
     while True:
         params = weights()
         with torch.no_grad():

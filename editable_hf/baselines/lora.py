@@ -27,7 +27,8 @@ def lora(*, rank: int = 8, alpha: float = 32.0, learning_rate: float = 5e-3, see
 
     Returns:
         An editor for `edit(model, constraint, lora(), "*.mlp.down_proj.weight", max_steps)` with a
-        [`ContinuationConstraint`] or a [`JointConstraint`] of such. A step is one of Adam's.
+        [`ContinuationConstraint`] or a [`SequenceConstraint`], or a [`JointConstraint`] of such. A step is one of
+        Adam's.
 
     Raises:
         TypeError: When called, for another constraint.

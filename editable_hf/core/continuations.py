@@ -123,17 +123,21 @@ class ContinuationConstraint:
 
 
 class Fact(NamedTuple):
-    """A prompt and what should follow it, token ids `(prompt_length,)` and `(target_length,)`."""
+    """A prompt and what should follow it, token ids `(prompt_length,)` and `(target_length,)`.
+
+    A translation is one, too: what follows the decoder's first token, given a `source`, `(source_length,)`.
+    """
 
     prompt: Tensor
     target: Tensor
+    source: Tensor | None = None
 
 
 class TargetBatch(NamedTuple):
     """Prompts with their targets, padded on the right; all `(num_rows, length)`.
 
     Attributes:
-        inputs: `input_ids` and `attention_mask`.
+        inputs: `input_ids` and `attention_mask`, of the sources where there are some, beside `decoder_input_ids`.
         labels: -100 where nothing is asked for.
     """
 
@@ -142,9 +146,13 @@ class TargetBatch(NamedTuple):
 
 
 def target_batch(facts: Sequence[Fact]) -> TargetBatch:
-    """The batch of some facts; a fact without target is a prompt alone."""
-    ids = [torch.cat(fact) for fact in facts]
+    """The batch of some facts, all with a source or none; a fact without target is a prompt alone."""
+    ids = [torch.cat([fact.prompt, fact.target]) for fact in facts]
     labels = [torch.cat([torch.full_like(fact.prompt, IGNORE_INDEX), fact.target]) for fact in facts]
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    inputs = {"input_ids": pad_sequence(ids, batch_first=True), "attention_mask": mask}
+    sources = [fact.source for fact in facts if fact.source is not None]
+    read = sources or ids
+    mask = pad_sequence([torch.ones_like(row) for row in read], batch_first=True)
+    inputs = {"input_ids": pad_sequence(read, batch_first=True), "attention_mask": mask}
+    if sources:
+        inputs["decoder_input_ids"] = pad_sequence(ids, batch_first=True)
     return TargetBatch(inputs, pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX))

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.core.constraints import Constraint, JointConstraint
-from editable_hf.core.editing import EditResult, constraint_value, edit, edited
-from editable_hf.core.editors import Editor
+from editable_hf.core.editing import AnyEditor, EditResult, constraint_value, edit, edited
 from editable_hf.core.functional import FunctionalModel, eval_mode
 from editable_hf.core.parts import is_decoder_only
 from editable_hf.data.continuations import beams_after_prompt
@@ -56,7 +55,7 @@ def verified_edit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[Request],
-    editor: Editor,
+    editor: AnyEditor,
     layers: str | Iterable[str],
     *,
     max_steps: int = 10,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from editable_hf import EditableCausalLMTrainingArguments
 from editable_hf.experiments.fact_methods import METHODS
-from editable_hf.experiments.recipe_config import RecipeFile, folder_name
+from editable_hf.experiments.recipe_config import RecipeFile
 
 EMBEDDED = "embedded"
 
@@ -188,46 +187,8 @@ def load_config(
     parsed = file.parse(_SECTIONS)
     for name in ("training", "pretrain"):
         file.check_training(f"section {name!r}", file.sections[name], EditableCausalLMTrainingArguments)
-    models = _named(config, "models", file.sections["models"])
-    if "pretrained" in models:
-        raise ValueError(f"{config}: a network of `models` cannot be called pretrained, which is the one before.")
-    for name, values in models.items():
-        training = {key: value for key, value in values.items() if key != "edits"}
-        file.check_training(f"model {name!r}", training, EditableCausalLMTrainingArguments, others=["edits"])
-    rows = _rows(config, _named(config, "rows", file.sections["rows"]), models)
+    models = file.networks(EditableCausalLMTrainingArguments, "edits")
+    rows = file.rows(RowOptions, models)
     options = file.run_options("runs/facts", output_dir, seed, smoke)
     sections = {name: file.sections[name] for name in ("training", "pretrain")}
     return FactRecipeConfig(**options, **parsed, **sections, models=models, rows=rows)
-
-
-def _named(config: str, section: str, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    for name, entries in values.items():
-        if not isinstance(entries, dict):
-            raise ValueError(
-                f"{config}, section {section!r}: {name!r} must hold keys and values, got {entries!r:.60}."
-            )
-    return dict(values)
-
-
-def _rows(config: str, section: Mapping[str, dict[str, Any]], models: Mapping[str, Any]) -> dict[str, RowOptions]:
-    rows = {}
-    for name, values in section.items():
-        unknown = sorted(set(values) - set(RowOptions.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(RowOptions.__dataclass_fields__)
-            raise ValueError(f"{config}, row {name!r}: unknown keys {unknown}; expected {known}.")
-        try:
-            rows[name] = RowOptions(**values)
-        except ValueError as error:
-            raise ValueError(f"{config}, row {name!r}: {error}") from error
-        if rows[name].network not in ("pretrained", *models):
-            raise ValueError(
-                f"{config}, row {name!r}: `network` must be pretrained or one of `models` ({', '.join(models)}), got "
-                f"{rows[name].network!r}."
-            )
-    if not rows:
-        raise ValueError(f"{config}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`.")
-    for kind, named in (("rows", rows), ("models", models)):
-        if len({folder_name(name) for name in named}) < len(named):
-            raise ValueError(f"{config}: two {kind} would leave their results in one folder; name them otherwise.")
-    return rows

@@ -71,6 +71,70 @@ class RecipeFile:
                 raise ValueError(f"{self.path}, section {name!r}: {error}") from error
         return parsed
 
+    def named(self, section: str) -> dict[str, dict[str, Any]]:
+        """A section whose keys are names, each with keys and values of its own.
+
+        Raises:
+            ValueError: If one holds something else, or two would leave their results in one folder.
+        """
+        values = self.sections[section]
+        for name, entries in values.items():
+            if not isinstance(entries, dict):
+                held = f"{entries!r:.60}"
+                raise ValueError(f"{self.path}, section {section!r}: {name!r} must hold keys and values, got {held}.")
+        if len({folder_name(name) for name in values}) < len(values):
+            raise ValueError(
+                f"{self.path}: two {section} would leave their results in one folder; name them otherwise."
+            )
+        return dict(values)
+
+    def networks(self, arguments: type, own: str) -> dict[str, dict[str, Any]]:
+        """The section `models`: networks that are trained further, and what each changes.
+
+        Args:
+            arguments: The class of the training arguments.
+            own: A key that is no training argument.
+
+        Raises:
+            ValueError: For a name that is taken, or keys that are no training arguments.
+        """
+        models = self.named("models")
+        if "pretrained" in models:
+            raise ValueError(
+                f"{self.path}: a network of `models` cannot be called pretrained, which is the one before."
+            )
+        for name, values in models.items():
+            training = {key: value for key, value in values.items() if key != own}
+            self.check_training(f"model {name!r}", training, arguments, others=[own])
+        return models
+
+    def rows(self, kind: type, models: Iterable[str]) -> dict[str, Any]:
+        """The section `rows`, each as a dataclass that has a `network`: `pretrained` or one of `models`.
+
+        Raises:
+            ValueError: For an unknown key, a value that the dataclass refuses, an unknown network, or without a row.
+        """
+        rows, networks = {}, ["pretrained", *models]
+        for name, values in self.named("rows").items():
+            unknown = sorted(set(values) - set(kind.__dataclass_fields__))
+            if unknown:
+                known = ", ".join(kind.__dataclass_fields__)
+                raise ValueError(f"{self.path}, row {name!r}: unknown keys {unknown}; expected {known}.")
+            try:
+                rows[name] = kind(**values)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, row {name!r}: {error}") from error
+            if rows[name].network not in networks:
+                raise ValueError(
+                    f"{self.path}, row {name!r}: `network` must be pretrained or one of `models` "
+                    f"({', '.join(networks[1:])}), got {rows[name].network!r}."
+                )
+        if not rows:
+            raise ValueError(
+                f"{self.path}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`."
+            )
+        return rows
+
     def check_training(
         self, where: str, values: Mapping[str, Any], arguments: type, others: Iterable[str] = ()
     ) -> None:

@@ -82,6 +82,20 @@ FACT_COLUMNS = {
     "learning_rate": ("alpha", "{:g}"),
 }
 MANY_FACTS_COLUMNS = {"name": ("", "{}"), "edits": ("edits", "{}"), **_FACT_MEASURES}
+TERM_COLUMNS = {
+    "name": ("", "{}"),
+    "edited_right": ("edited right", "{:.1%}"),
+    "unseen_right": ("unseen right", "{:.1%}"),
+    "unseen_right_interval": ("95% interval", "{0[0]:.1%}-{0[1]:.1%}"),
+    "unseen_bleu": ("BLEU of unseen", "{:.2f}"),
+    "outputs_changed": ("others changed", "{:.2%}"),
+    "outputs_changed_interval": ("95% interval", "{0[0]:.2%}-{0[1]:.2%}"),
+    "bleu_drawdown": ("drawdown", "{:.3f}"),
+    "seconds": ("CPU seconds a term", "{:.2f}"),
+    "decoding_time": ("decoding time", "{:.2f}"),
+    "rate": ("rate", "{:g}"),
+}
+MANY_TERMS_COLUMNS = {key: column for key, column in TERM_COLUMNS.items() if not key.endswith("_interval")}
 
 Columns = Mapping[str, tuple[str, str]]
 

@@ -103,7 +103,7 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
     """All processes share the chunks. One file a chunk, complete once it has its name: a kill costs one at most."""
     (splits, tokenizer), state = load_parts(parts), PartialState()
     model = MarianMTModel.from_pretrained(pretrained.folder, attn_implementation="eager").to(state.device)
-    _check_learned(model, tokenizer, splits["validation"][:200], config.requests.min_bleu)
+    check_learned(model, tokenizer, splits["validation"][:200], config.requests.min_bleu)
     options = config.requests
     counts = {"train": options.num_train, "validation": options.num_validation, "test": options.num_test}
     for split, count in counts.items():
@@ -141,7 +141,8 @@ def prepare_requests(config: RecipeConfig, parts: list[Stage], pretrained: Stage
             concatenate_datasets([Dataset.from_parquet(str(path)) for path in chunks]).save_to_disk(folder / split)
 
 
-def _check_learned(model, tokenizer, pairs: dict[str, list[str]], min_bleu: float) -> None:
+def check_learned(model, tokenizer, pairs: dict[str, list[str]], min_bleu: float) -> None:
+    """Raises a `ValueError` if the model is below so many points of BLEU on the pairs."""
     outputs = Translator(model, tokenizer, pairs["source"], num_beams=1, keep_encoded=False)()
     bleu = CorpusBleu(pairs["target"])
     score = bleu.score(bleu.sentence_statistics(outputs))

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editable_hf.core.editing import AnyEditor
 from editable_hf.evaluation.verified_edit import VerifiedEdit, verified_edit
 from editable_hf.patches.patch import Patch
 from editable_hf.training.editor_config import EditorConfig
@@ -36,7 +37,9 @@ def configured_edit(
     requests: Sequence[Mapping[str, Any]],
     config: EditorConfig,
     max_rounds: int,
+    editor: AnyEditor | None = None,
+    reduction: str = "max",
 ) -> VerifiedEdit:
-    """[`verified_edit`] with the editor, the layers and the most steps that a configuration gives."""
-    editor, max_steps = config.build_editor(), config.max_steps
-    return verified_edit(model, tokenizer, requests, editor, config.layers, max_steps=max_steps, max_rounds=max_rounds)
+    """[`verified_edit`] with the layers, the most steps and, unless one is given, the editor of a configuration."""
+    options = {"max_steps": config.max_steps, "max_rounds": max_rounds, "reduction": reduction}
+    return verified_edit(model, tokenizer, requests, editor or config.build_editor(), config.layers, **options)

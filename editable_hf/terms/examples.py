@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from editable_hf.evaluation.translator import Translator
@@ -52,6 +53,7 @@ def find_examples(
     terms: Sequence[Term],
     sentences: Sequence[str],
     prefix: str = "",
+    progress: str | None = None,
 ) -> list[TermExamples]:
     """Finds the sentences of each term, and translates them until there are enough.
 
@@ -66,10 +68,12 @@ def find_examples(
         terms: Of a glossary.
         sentences: The user's source sentences.
         prefix: To put before each source.
+        progress: Title of a progress bar, none if not given.
     """
+    pairs = list(zip(terms, sentences_with(terms, sentences), strict=True))
     return [
         _examples_of(model, tokenizer, term, found, prefix)
-        for term, found in zip(terms, sentences_with(terms, sentences), strict=True)
+        for term, found in tqdm(pairs, desc=progress, disable=progress is None, unit="term")
     ]
 
 

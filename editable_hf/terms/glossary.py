@@ -43,17 +43,26 @@ class Term:
 
     def put_right(self, translation: str) -> str | None:
         """The translation with what the term replaces replaced; `None` unless that stands in it exactly once."""
-        places = [
-            (match, self.target[number if len(self.target) > 1 else 0])
-            for number, form in enumerate(self.replaces)
-            for match in _exact(form).finditer(translation)
-        ]
-        if len(places) != 1:
-            return None
-        ((match, form),) = places
-        if match[0][:1].isupper() and not self.replaces[0][:1].isupper():  # as at the beginning of a sentence
-            form = form[:1].upper() + form[1:]
-        return translation[: match.start()] + form + translation[match.end() :]
+        return self.replaced_in(translation) if len(self._replacements(translation)) == 1 else None
+
+    def replaced_in(self, translation: str) -> str:
+        """The translation with all that the term replaces replaced."""
+        done = ""
+        while places := self._replacements(translation):
+            start, end, form = min(places, key=lambda place: (place[0], -place[1]))
+            done, translation = done + translation[:start] + form, translation[end:]
+        return done + translation
+
+    def _replacements(self, translation: str) -> list[tuple[int, int, str]]:
+        """Where something stands that the term replaces, from and to, and what is to stand there."""
+        places = []
+        for number, form in enumerate(self.replaces):
+            wanted = self.target[number if len(self.target) > 1 else 0]
+            for match in _exact(form).finditer(translation):
+                # As at the beginning of a sentence.
+                upper = match[0][:1].isupper() and not self.replaces[0][:1].isupper()
+                places.append((*match.span(), wanted[:1].upper() + wanted[1:] if upper else wanted))
+        return places
 
     def places_in_source(self, sentence: str) -> dict[tuple[int, int], int]:
         """Where a source sentence uses the term, from and to, and which of the forms it is."""

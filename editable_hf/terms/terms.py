@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from editable_hf.core.editing import AnyEditor
 from editable_hf.data.requests import make_edit_requests
 from editable_hf.evaluation.verified_edit import VerifiedEdit
 from editable_hf.patches.making import configured_edit, patch_of
@@ -47,6 +49,7 @@ def edit_terms(
     *,
     max_rounds: int = 3,
     num_alternatives: int = 16,
+    editor: AnyEditor | None = None,
 ) -> TermEdit:
     """Edits for all sentences at once, looks at the sentences for checking, adds those that fail, and edits anew.
 
@@ -60,6 +63,7 @@ def edit_terms(
         config: The editor, its layers and its most steps.
         max_rounds: Rounds at most.
         num_alternatives: Translations that each target must beat.
+        editor: In place of the configuration's.
 
     Raises:
         ValueError: If `max_rounds` is below 1.
@@ -69,16 +73,11 @@ def edit_terms(
     current, outcome, done, num_rounds = list(examples), None, list(examples), 0
     while num_rounds < max_rounds and any(each.edit for each in current):
         rows = [row for each in current for row in each.edit]
-        requests = make_edit_requests(
-            model,
-            tokenizer,
-            [row.source for row in rows],
-            targets=[row.target for row in rows],
-            num_alternatives=num_alternatives,
-            progress=None,
-        )
+        requests = term_requests(model, tokenizer, rows, num_alternatives)
         num_rounds += 1
-        found = configured_edit(model, tokenizer, list(requests), config, max_rounds=3)
+        # Each step is for all sentences that do not hold yet: with the worst alone, ten terms would not hold in time.
+        options = {"max_rounds": 3, "editor": editor, "reduction": "mean"}
+        found = configured_edit(model, tokenizer, list(requests), config, **options)
         if outcome is not None and not found.result.success:
             break
         outcome, done = found, current
@@ -89,6 +88,29 @@ def edit_terms(
             break
     params = outcome.result.params if outcome is not None and outcome.result.success else {}
     return TermEdit(outcome, done, [_state(model, tokenizer, each, params) for each in done], num_rounds)
+
+
+def term_requests(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    num_alternatives: int = 16,
+    progress: str | None = None,
+) -> Dataset:
+    """Requests that ask for the term in each of some sentences, e.g. the `edit_dataset` of a trainer.
+
+    Terms of training must not be among those that are measured.
+
+    Args:
+        model: Proposes what each target must beat.
+        tokenizer: Its tokenizer.
+        examples: Of one term or several, e.g. all that [`find_examples`] found to edit for.
+        num_alternatives: See [`make_edit_requests`].
+        progress: Same.
+    """
+    sources, targets = [row.source for row in examples], [row.target for row in examples]
+    options = {"num_alternatives": num_alternatives, "progress": progress}
+    return make_edit_requests(model, tokenizer, sources, targets=targets, **options)
 
 
 def _with_failures(model, tokenizer, examples: TermExamples, params) -> TermExamples:
