@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from editable_hf.core.constraint_batch import IGNORE_INDEX, token_losses
-from editable_hf.core.constraints import Constraint, JointConstraint, SequenceConstraint
+from editable_hf.core.constraints import Constraint, JointConstraint, SequenceConstraint, without_margin
 from editable_hf.core.continuations import ContinuationConstraint, Fact, TargetBatch
 from editable_hf.core.editing import EditFunction
 from editable_hf.core.editors import Params
@@ -22,18 +22,14 @@ def facts_of(constraint: Constraint) -> list[Fact]:
         TypeError: If it is no [`ContinuationConstraint`], nor a [`JointConstraint`] of such.
     """
     parts = constraint.constraints if isinstance(constraint, JointConstraint) else [constraint]
+    parts = [without_margin(part) for part in parts]
     for part in parts:
         if not isinstance(part, ContinuationConstraint):
             raise TypeError(
                 "Expected a ContinuationConstraint, or a JointConstraint of such, because this editor writes what "
                 f"follows a prompt; got a {type(part).__name__}."
             )
-    return [_fact(part) for part in parts]
-
-
-def _fact(constraint: ContinuationConstraint) -> Fact:
-    ids, real, wanted = constraint.input_ids[0], constraint.attention_mask[0] == 1, constraint.labels[0]
-    return Fact(ids[real & (wanted == IGNORE_INDEX)], ids[wanted != IGNORE_INDEX])
+    return [part.facts[0] for part in parts]
 
 
 def targets_of(constraint: Constraint) -> list[Fact]:
@@ -43,7 +39,7 @@ def targets_of(constraint: Constraint) -> list[Fact]:
         TypeError: For another constraint than those of prompts and of translations, or a [`JointConstraint`] of such.
     """
     parts = constraint.constraints if isinstance(constraint, JointConstraint) else [constraint]
-    parts = [getattr(part, "constraint", part) for part in parts]  # within a margin
+    parts = [without_margin(part) for part in parts]
     if all(isinstance(part, SequenceConstraint) for part in parts):
         return [_translation(part) for part in parts]
     return [fact for part in parts for fact in facts_of(part)]

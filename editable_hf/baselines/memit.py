@@ -65,7 +65,8 @@ def memit(
 
     Raises:
         TypeError: When called, for another constraint.
-        ValueError: When called, for other parameters than weights of linear layers, or subjects that do not fit.
+        ValueError: When called, for other parameters than weights of linear layers in decoder layers, or subjects that
+            do not fit.
     """
 
     def write(model: FunctionalModel, constraint: Constraint, params: Params, max_steps: int) -> Params:
@@ -116,8 +117,16 @@ def least_squares_update(residuals: Tensor, keys: Tensor, covariance: KeyCovaria
 
 
 def block_of(model: nn.Module, name: str) -> nn.Module:
-    """The layer of the model that a parameter is in: the outermost module on its path that stands in a list."""
+    """The layer of the model that a parameter is in: the outermost module on its path that stands in a list.
+
+    Raises:
+        ValueError: If none does.
+    """
     parts = name.split(".")
-    paths = [".".join(parts[:end]) for end in range(1, len(parts))]
-    inside = next(path for path in paths if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.ModuleList))
-    return model.get_submodule(inside)
+    for end in range(1, len(parts)):
+        if isinstance(model.get_submodule(".".join(parts[: end - 1])), nn.ModuleList):
+            return model.get_submodule(".".join(parts[:end]))
+    raise ValueError(
+        f"{name} is in no list of layers of {type(model).__name__}, but MEMIT asks for what leaves a layer; "
+        'name weights of decoder layers, such as "model.layers.3.mlp.down_proj.weight".'
+    )

@@ -21,7 +21,7 @@ from editable_hf.core.prefix_trie import PrefixTrie, head_from
 # pass without graph finds the two that matter, each distinct prefix once, and another differentiates these alone: a
 # fraction of the arithmetic for twice the kernels. So does a device where all logits of every step would fill memory.
 ONE_PASS_DEVICES = {"cuda"}
-_MOST_LOGITS = 2**26
+MOST_LOGITS = 2**26
 
 
 def launches_dominate(device: torch.device) -> bool:
@@ -31,7 +31,7 @@ def launches_dominate(device: torch.device) -> bool:
 
 def fit_one_pass(num_logits: int) -> bool:
     """Whether so many logits may be made in one pass."""
-    return num_logits <= _MOST_LOGITS
+    return num_logits <= MOST_LOGITS
 
 
 Constraint = Callable[[FunctionalModel, Mapping[str, Tensor]], Tensor]
@@ -217,6 +217,21 @@ class JointConstraint:
             return F.relu(torch.stack(values)).mean()
         # Picked, not reduced: a maximum would send a gradient of zeros back through all the others.
         return values[int(torch.stack(values).detach().argmax())]
+
+
+@dataclass(frozen=True)
+class WithMargin:
+    """`l_e + margin`: satisfied when the target wins by at least `margin`, in the unit of the constraint."""
+
+    constraint: Constraint
+    margin: float
+
+    def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
+        return self.constraint(model, params) + self.margin
+
+
+def without_margin(constraint: Constraint) -> Constraint:
+    return constraint.constraint if isinstance(constraint, WithMargin) else constraint
 
 
 def distinct_rows(target: Sequence[int], alternatives: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,15 +14,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint
+from editable_hf.core.constraints import IGNORE_INDEX
 from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.editing import AnyEditor, EditResult, edit, edited
 from editable_hf.core.functional import eval_mode
 from editable_hf.core.selection import select_parameters
 from editable_hf.data.continuations import check_decoder_only, continue_ids
-from editable_hf.data.requests import request_constraint
 from editable_hf.evaluation.edit_evaluator import EditEvaluator, EditRecord, Request, edit_record
-from editable_hf.evaluation.held_out_text import HeldOutText
+from editable_hf.evaluation.held_out_text import HeldOutText, TextChange
+from editable_hf.evaluation.verified_edit import joint_constraint, verified_edit
 
 # Of a record, by what they answer. A request without paraphrases, neighbors or portability has `None` there.
 MEASURES = ("reliability", "forced", "generality", "locality", "portability", "unrelated")
@@ -64,6 +65,8 @@ class FactEditEvaluator(EditEvaluator):
         unrelated: Questions, each with `prompt` and `answer`, that no edit is about.
         edits_at_once: Requests that one edit satisfies together; a group's records share what the edit did to texts.
         batch_size: Prompts decoded together.
+        max_rounds: Rounds of [`verified_edit`] at most: an edit after which the model says something else is made anew
+            with that as an alternative. For editors that go by the constraint; the time has the decoding in it.
 
     Raises:
         TypeError: If the model is not decoder-only.
@@ -82,8 +85,10 @@ class FactEditEvaluator(EditEvaluator):
         unrelated: Sequence[Mapping[str, str]] = (),
         edits_at_once: int = 1,
         batch_size: int = 64,
+        max_rounds: int = 1,
     ):
         check_decoder_only(model)
+        self._max_rounds = max_rounds
         self.model, self.tokenizer, self.group_size, self._batch_size = model, tokenizer, edits_at_once, batch_size
         self.layers = list(select_parameters(model, layers))
         self.text = HeldOutText(model, tokenizer(list(texts), truncation=True)["input_ids"], self.layers)
@@ -94,8 +99,8 @@ class FactEditEvaluator(EditEvaluator):
         self, requests: Sequence[Request], editor: AnyEditor | EditorFor, max_steps: int, progress: str | None
     ) -> list[EditRecord]:
         result, seconds, memory = self.edit(requests, editor, max_steps)
-        shared = {**self.text.change(result.params)._asdict(), **memory}
-        with edited(self.model, result):
+        shared = {**self._change(result.params)._asdict(), **memory}
+        with self.carrying(result.params):
             answers = self.answers(requests)
         return [
             {**edit_record(request, self.request_keys, result, seconds), **shared, **measures}
@@ -111,14 +116,25 @@ class FactEditEvaluator(EditEvaluator):
             torch.cuda.reset_peak_memory_stats(self.model.device)
         start = time.perf_counter()
         made = editor.make(requests) if isinstance(editor, EditorFor) else editor
-        result = edit(self.model, fact_constraint(requests, self.model), made, self.layers, max_steps)
+        if self._max_rounds > 1:
+            how = {"max_steps": max_steps, "max_rounds": self._max_rounds}
+            result = verified_edit(self.model, self.tokenizer, requests, made, self.layers, **how).result
+        else:
+            result = edit(self.model, joint_constraint(requests, self.model), made, self.layers, max_steps)
         seconds = (time.perf_counter() - start) / len(requests)
         return result, seconds, {"peak_memory": torch.cuda.max_memory_allocated(self.model.device)} if cuda else {}
+
+    def carrying(self, params: Mapping[str, Tensor]) -> AbstractContextManager:
+        """Within it the model is the edited one."""
+        return edited(self.model, params)
+
+    def _change(self, params: Mapping[str, Tensor]) -> TextChange:
+        return self.text.change(params, within=lambda: self.carrying(params))
 
     def answers(self, requests: Sequence[Request]) -> list[dict[str, float | None]]:
         """What the model, as it stands, answers to all that is asked about each request: the shares of a record."""
         asked = [self._asked(request) for request in requests]
-        self._remember([question for each in asked for question in (*each["locality"], *each["unrelated"])])
+        self._remember(asked)
         now = self._decoded({question for each in asked for group in each.values() for question in group})
         forced = self._forced([each["reliability"][0] for each in asked])
         return [
@@ -156,9 +172,10 @@ class FactEditEvaluator(EditEvaluator):
             if pair["answer"]  # without one, nothing says how much of what follows is the answer
         ]
 
-    def _remember(self, questions: Sequence[Question]) -> None:
+    def _remember(self, asked: Iterable[Mapping[str, list[Question]]]) -> None:
         """What the unedited model answers; asked of it before the first edit that is measured with a question."""
-        unknown = set(questions) - self._before.keys()
+        questions = {question for each in asked for question in (*each["locality"], *each["unrelated"])}
+        unknown = questions - self._before.keys()
         if unknown:
             with edited(self.model, self.text.unedited):
                 self._before |= self._decoded(unknown)
@@ -243,9 +260,9 @@ class FactEditEvaluator(EditEvaluator):
     def _now(
         self, requests: Sequence[Request], params: Mapping[str, Tensor], successes: list[bool], seconds: list[float]
     ) -> dict[str, Any]:
-        with edited(self.model, params):
+        with self.carrying(params):
             answers = self.answers(requests)
-        change = self.text.change(params)
+        change = self._change(params)
         columns = {key: [each[key] for each in answers if each[key] is not None] for key in MEASURES}
         return {
             "edits": len(requests),
@@ -255,13 +272,3 @@ class FactEditEvaluator(EditEvaluator):
             "perplexity_drawdown": change.perplexity / self.text.perplexity - 1,
             "edit_seconds": fmean(seconds),
         }
-
-
-def fact_constraint(requests: Sequence[Request], model: PreTrainedModel) -> Constraint:
-    """The constraint of one request, or of several at once.
-
-    By the mean over those that do not hold yet, so that a step is for all of them: with the maximum it is for the
-    worst alone, and 25 facts took 75 to 85 steps in place of 14 to 20, for more divergence on text.
-    """
-    constraints = [request_constraint(request, model) for request in requests]
-    return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, "mean")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,11 @@ from editable_hf.core.continuations import Fact, target_batch
 from editable_hf.core.functional import FunctionalModel, as_written, eval_mode
 from editable_hf.core.losses import distillation_loss
 from editable_hf.core.selection import select_parameters
+from editable_hf.models.beam_search import batches_by_length
+
+# The unedited model's logits are as large as the vocabulary for every token: those of the first texts are kept,
+# half a gigabyte in float32, the others are computed again for each edit.
+_MOST_LOGITS = 2**27
 
 
 class TextChange(NamedTuple):
@@ -32,7 +38,8 @@ class TextChange(NamedTuple):
 class HeldOutText:
     """A text on which edits of some layers are compared with the unedited model.
 
-    Only what the layers change runs again for each edit; what enters them is kept, as large as the text's activations.
+    Only what the layers change runs again for each edit; what enters them is kept, as large as the text's activations,
+    and so is what the unedited model predicts for as much of the text as half a gigabyte holds.
 
     Args:
         model: A decoder-only model; it is left as it was.
@@ -59,24 +66,39 @@ class HeldOutText:
         self.unedited = {name: param.detach().clone() for name, param in select_parameters(model, layers).items()}
         self._functional = FunctionalModel(model, list(self.unedited))
         ids = [torch.tensor(row, device=model.device) for row in rows]
-        texts = [Fact(row[:1], row[1:]) for row in ids]  # all but the first token are predicted
-        self._batches = [target_batch(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+        batches = batches_by_length([len(row) for row in ids], batch_size)
+        # All but the first token are predicted.
+        self._batches = [target_batch([Fact(ids[index][:1], ids[index][1:]) for index in batch]) for batch in batches]
+        self._before: dict[int, Tensor] = {}
         self.perplexity = self.change(self.unedited).perplexity
 
     @torch.no_grad()
-    def change(self, params: Mapping[str, Tensor]) -> TextChange:
-        """What the model predicts with `params` in place of its own, which may be some of the layers' alone."""
+    def change(
+        self, params: Mapping[str, Tensor], within: Callable[[], AbstractContextManager] = nullcontext
+    ) -> TextChange:
+        """What the model predicts with `params` in place of its own, which may be some of the layers' alone.
+
+        Args:
+            params: By qualified name.
+            within: Gives a context in which the edited model runs, for edits that are no parameters.
+        """
         divergence, loss, count = 0.0, 0.0, 0
         with eval_mode(self._model), as_written(self._model):
-            for inputs, labels in self._batches:
-                before, after = (
-                    self._functional(values, **inputs, use_cache=False).logits[:, :-1]
-                    for values in (self.unedited, {**self.unedited, **params})
-                )
-                labels = labels[:, 1:]
+            for index, (inputs, labels) in enumerate(self._batches):
+                before, labels = self._logits_before(index), labels[:, 1:]
+                with within():
+                    after = self._functional({**self.unedited, **params}, **inputs, use_cache=False).logits[:, :-1]
                 tokens = int((labels != IGNORE_INDEX).sum())
                 divergence += tokens * distillation_loss(before, after, labels).item()
                 loss += token_losses(after, labels).sum().item()
                 count += tokens
         mean = loss / count
         return TextChange(divergence / count, math.exp(mean) if mean < 700 else math.inf)
+
+    def _logits_before(self, index: int) -> Tensor:
+        if index in self._before:
+            return self._before[index]
+        logits = self._functional(self.unedited, **self._batches[index].inputs, use_cache=False).logits[:, :-1]
+        if sum(each.numel() for each in self._before.values()) + logits.numel() <= _MOST_LOGITS:
+            self._before[index] = logits
+        return logits

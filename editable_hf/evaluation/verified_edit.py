@@ -8,18 +8,17 @@ beam search lost the target on the way. Then the target must win by a margin.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from editable_hf.core.constraints import Constraint, JointConstraint
+from editable_hf.core.constraints import Constraint, WithMargin
+from editable_hf.core.continuations import joined
 from editable_hf.core.editing import AnyEditor, EditResult, constraint_value, edit, edited
-from editable_hf.core.functional import FunctionalModel, eval_mode
+from editable_hf.core.functional import eval_mode
 from editable_hf.core.parts import is_decoder_only
-from editable_hf.data.continuations import beams_after_prompt
+from editable_hf.data.continuations import continue_ids
 from editable_hf.data.requests import request_constraint, strip_ids
 
 Request = Mapping[str, Any]
@@ -61,7 +60,6 @@ def verified_edit(
     max_steps: int = 10,
     max_rounds: int = 5,
     length_penalty: float | None = None,
-    reduction: str = "max",
 ) -> VerifiedEdit:
     """Edits until the model, decoding as its generation config says, gives the targets.
 
@@ -79,7 +77,6 @@ def verified_edit(
         max_rounds: Rounds at most.
         length_penalty: Exponent of the length normalization in `l_e`. By default the generation config's own, with
             which `l_e <= 0` speaks of the scores that beam search compares; 0 for greedy decoding.
-        reduction: How several constraints are joined, see [`JointConstraint`].
 
     Raises:
         ValueError: Without a request, if `max_rounds` is below 1, or for a request that cannot be edited for.
@@ -92,12 +89,12 @@ def verified_edit(
         length_penalty = decoding_length_penalty(model)
     requests, outcome = [{**request, "margin": 0.0} for request in requests], None
     for num_rounds in range(1, max_rounds + 1):
-        constraint = joint_constraint(requests, model, length_penalty, reduction)
+        constraint = joint_constraint(requests, model, length_penalty)
         result = edit(model, constraint, editor, layers, max_steps)
         if outcome is not None and not result.success:
             return outcome._replace(num_rounds=num_rounds)
         with edited(model, result):
-            decoded = [decode(model, tokenizer, request) for request in requests]
+            decoded = decode_all(model, tokenizer, requests)
         verified = [ids == list(request["labels"]) for ids, request in zip(decoded, requests, strict=True)]
         outputs = [tokenizer.decode(ids, skip_special_tokens=True) for ids in decoded]
         outcome = VerifiedEdit(result, requests, outputs, verified, num_rounds)
@@ -129,33 +126,30 @@ def decoding_length_penalty(model: PreTrainedModel) -> float:
     return 1.0 if generation.length_penalty is None else generation.length_penalty
 
 
-def joint_constraint(
-    requests: Sequence[Request], model: PreTrainedModel, length_penalty: float = 0.0, reduction: str = "max"
-) -> Constraint:
-    """The constraint that an edit for all of `requests` must satisfy, on the model's device.
+def joint_constraint(requests: Sequence[Request], model: PreTrainedModel, length_penalty: float = 0.0) -> Constraint:
+    """The constraint that an edit for all of `requests` must satisfy, on the model's device; see [`joined`].
 
     Args:
         requests: With a `margin` where the target must win by more than nothing, in nats (after normalization).
         model: See [`request_constraint`].
         length_penalty: Same.
-        reduction: See [`JointConstraint`].
     """
     constraints = [
         WithMargin(request_constraint(request, model, length_penalty).to(model.device), request.get("margin", 0.0))
         for request in requests
     ]
-    return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, reduction)
+    return joined(constraints)
 
 
-@dataclass(frozen=True)
-class WithMargin:
-    """`l_e + margin`: satisfied when the target wins by at least `margin`."""
-
-    constraint: Constraint
-    margin: float
-
-    def __call__(self, model: FunctionalModel, params: Mapping[str, Tensor]) -> Tensor:
-        return self.constraint(model, params) + self.margin
+def decode_all(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request]
+) -> list[list[int]]:
+    """[`decode`] of each request, prompts of a decoder-only model together."""
+    if not is_decoder_only(model):
+        return [decode(model, tokenizer, request) for request in requests]
+    lengths = [len(request["labels"]) for request in requests]
+    rows = continue_ids(model, [list(request["input_ids"]) for request in requests], max_new_tokens=max(lengths))
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 @torch.no_grad()
@@ -167,8 +161,7 @@ def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: 
     """
     with eval_mode(model):
         if is_decoder_only(model):
-            (row,) = beams_after_prompt(model, request["input_ids"], len(request["labels"]), num_beams=1)
-            return row
+            return decode_all(model, tokenizer, [request])[0]
         inputs = torch.tensor([list(request["input_ids"])], device=model.device)
         options = {"num_return_sequences": 1, "do_sample": False}
         (row,) = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **options)

@@ -111,7 +111,9 @@ class RowOptions:
         method: How, see [`METHODS`].
         layers: What an edit may move.
         max_steps: Steps at most.
-        learning_rates: Those that are tried on validation edits; an editable network's own is among them.
+        max_rounds: Rounds at most, see [`FactEditEvaluator`].
+        grid: Values of the method's options, each a list: all combinations are tried on validation edits. An editable
+            network's own `learning_rate` is among them.
         at_once: Measure edits that serve several requests, too.
         in_a_row: Measure edits in a row, too.
     """
@@ -120,7 +122,8 @@ class RowOptions:
     method: str = "gradient"
     layers: list[str] = field(default_factory=lambda: ["last_decoder_mlp"])
     max_steps: int = 10
-    learning_rates: list[float] = field(default_factory=list)
+    max_rounds: int = 1
+    grid: dict[str, list[float]] = field(default_factory=dict)
     at_once: bool = True
     in_a_row: bool = True
 
@@ -129,9 +132,13 @@ class RowOptions:
             raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if isinstance(self.layers, str):
             self.layers = [self.layers]
-        if METHODS[self.method].has_rate != bool(self.learning_rates) and self.method != "gradient":
-            wanted = "needs" if METHODS[self.method].has_rate else "has no"
-            raise ValueError(f"`method: {self.method}` {wanted} `learning_rates`, got {self.learning_rates}.")
+        known = METHODS[self.method].options
+        if unknown := [name for name in self.grid if name not in known]:
+            raise ValueError(
+                f"`method: {self.method}` has no option {', '.join(unknown)} to try, only: {', '.join(known)}."
+            )
+        if empty := [name for name, values in self.grid.items() if not isinstance(values, list) or not values]:
+            raise ValueError(f"`grid` must hold lists of values, such as `{empty[0]}: [1.0e-3]`.")
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class FactSets(NamedTuple):
 
     Attributes:
         train_texts: That networks are trained on.
-        test_texts: On which edits are compared with the unedited network.
+        test_texts: On which edits are compared with the unedited network; no edit is about what they say.
         edits: Rows of [`fact_requests`] by split.
         unrelated: Questions about none of them.
     """
@@ -63,7 +64,10 @@ def _embedded_sets(config: FactRecipeConfig) -> FactSets:
     facts, counts = load_facts(), config.requests
     numbers = dict(zip(_SPLITS, (counts.num_train, counts.num_validation, counts.num_test), strict=True))
     edits = {split: fact_requests(facts, number, config.seed, split) for split, number in numbers.items()}
-    texts = random.Random(config.seed).sample(facts.texts, min(len(facts.texts), config.data.num_test_texts))
+    # An edit should change what the texts say of its subject.
+    edited = {subject for split in ("validation", "test") for subject in edits[split]["subject"]}
+    others = [text for text in facts.texts if not any(subject in text for subject in edited)]
+    texts = random.Random(config.seed).sample(others, min(len(others), config.data.num_test_texts))
     # Facts of subjects that no test edit is about, nor asks its neighbors about.
     asked = {request["prompt"] for request in edits["test"]}
     asked |= {neighbor["prompt"] for request in edits["test"] for neighbor in request["neighbors"]}
@@ -198,7 +202,7 @@ def encoded(tokenizer, texts: Sequence[str], config: FactRecipeConfig) -> list[l
 
 
 class MeasuredRow:
-    """Chooses a row's learning rate on validation edits, and measures its test edits alone, at once and in a row."""
+    """Chooses a row's options on validation edits, and measures its test edits alone, at once and in a row."""
 
     def __init__(
         self, config: FactRecipeConfig, sets: FactSets, requests: Stage, network: Stage, name: str, options: RowOptions
@@ -218,20 +222,24 @@ class MeasuredRow:
             config.seed,
         )
         self._editor = METHODS[options.method].prepare(setting)
-        self._own_rate = [own.hyperparameters["learning_rate"]] if own and options.method == "gradient" else []
+        self._own_rate = own.hyperparameters["learning_rate"] if own and options.method == "gradient" else None
 
     def measure(self, folder: Path) -> None:
         """Fills `folder` with `row.json`, `edits.jsonl`, and `at_once.json` and `in_a_row.json` where asked for."""
         alone = self._evaluator(1)
-        rate, tried = self._chosen(alone)
-        made, options = self._editor(rate), {"max_steps": self.options.max_steps}
-        chosen = {"learning_rate": rate, "tried": tried, "layers": ",".join(self.options.layers)}
+        values, tried = self._chosen(alone)
+        made, options = self._editor(**values), {"max_steps": self.options.max_steps}
+        chosen = {"learning_rate": None, **values, "tried": tried, "layers": ",".join(self.options.layers)}
         requests = list(self.requests["test"])[: self.config.evaluation.num_edits]
         # A copy for each measurement: UltraEdit remembers the edits that it has made.
         records = alone.evaluate(requests, deepcopy(made), path=folder / "edits.jsonl", progress=self.name, **options)
         self._write(folder / "row.json", alone.summarize(self.name, records, **chosen))
         if self.options.at_once:
-            self._write(folder / "at_once.json", [self._at_once(size, deepcopy(made)) for size in self._sizes()])
+            # An edit for many takes larger steps than an edit for one: chosen with all validation edits at once.
+            others, _ = self._chosen(self._evaluator(len(self.requests["validation"])))
+            many = made if others == values else self._editor(**others)
+            rows = [self._at_once(size, deepcopy(many), others) for size in self._sizes()]
+            self._write(folder / "at_once.json", rows)
         if self.options.in_a_row:
             counts = self.config.evaluation.in_a_row
             rows = alone.in_a_row(requests, deepcopy(made), counts, progress=f"{self.name}, in a row", **options)
@@ -241,35 +249,38 @@ class MeasuredRow:
         most = min(self.config.evaluation.num_at_once, len(self.requests["test"]))
         return [size for size in self.config.evaluation.at_once if size <= most]
 
-    def _at_once(self, size: int, editor: AnyEditor | EditorFor) -> dict[str, Any]:
+    def _at_once(self, size: int, editor: AnyEditor | EditorFor, values: dict[str, float]) -> dict[str, Any]:
         most = min(self.config.evaluation.num_at_once, len(self.requests["test"]))
         requests = self.requests["test"].select(range(most // size * size))
         evaluator = self._evaluator(size)
         title = f"{self.name}, {size} at once"
         records = evaluator.evaluate(requests, editor, max_steps=self.options.max_steps, progress=title, shard=False)
-        return evaluator.summarize(self.name, records, edits=size)
+        return evaluator.summarize(self.name, records, edits=size, **values)
 
-    def _chosen(self, evaluator: FactEditEvaluator) -> tuple[float | None, list[dict[str, float]]]:
-        """The learning rate with which enough edits are reliable at the least divergence on text."""
-        rates = sorted({*self._own_rate, *self.options.learning_rates})
-        if len(rates) < 2:
-            return (rates[0] if rates else None), []
+    def _chosen(self, evaluator: FactEditEvaluator) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """The combination of the grid with which enough edits are reliable at the least divergence on text."""
+        grid = dict(self.options.grid)
+        if self._own_rate is not None:
+            grid["learning_rate"] = sorted({self._own_rate, *grid.get("learning_rate", [])})
+        combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        if len(combinations) == 1:
+            return combinations[0], []
         tried = []
-        for rate in rates:
+        for values in combinations:
             records = evaluator.evaluate(
                 self.requests["validation"],
-                self._editor(rate),
+                self._editor(**values),
                 max_steps=self.options.max_steps,
-                progress=f"{self.name}, validation, {rate:g}",
+                progress=f"{self.name}, validation, {values}",
             )
             row = evaluator.summarize(self.name, records)
-            tried.append({"learning_rate": rate, **{key: row[key] for key in ("reliability", "kl", "locality")}})
+            tried.append({**values, **{key: row[key] for key in ("reliability", "kl", "locality")}})
         least = self.config.evaluation.min_success_rate
         best = min(tried, key=lambda trial: (max(0.0, least - trial["reliability"]), trial["kl"]))
-        return best["learning_rate"], tried
+        return {name: best[name] for name in grid}, tried
 
     def _evaluator(self, edits_at_once: int) -> FactEditEvaluator:
-        return FactEditEvaluator(
+        return METHODS[self.options.method].evaluator(
             self.model,
             self.tokenizer,
             self.sets.test_texts,
@@ -277,6 +288,7 @@ class MeasuredRow:
             unrelated=self.sets.unrelated,
             edits_at_once=edits_at_once,
             batch_size=self.config.evaluation.batch_size,
+            max_rounds=self.options.max_rounds,
         )
 
     @staticmethod

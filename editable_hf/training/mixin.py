@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from editable_hf.core.constraints import IGNORE_INDEX, Constraint, JointConstraint
+from editable_hf.core.constraints import IGNORE_INDEX, Constraint
+from editable_hf.core.continuations import joined
 from editable_hf.core.edits_together import edit_each
 from editable_hf.core.functional import widened
 from editable_hf.core.losses import distillation_loss, edit_loss, objective
@@ -144,8 +145,7 @@ class EditableTrainerMixin(TrainerHooks, ABC):
         return [requests[start : start + size] for start in range(0, len(requests), size)]
 
     def _constraint(self, requests: list[Mapping[str, Any]]) -> Constraint:
-        constraints = [self.request_constraint(each) for each in requests]
-        return constraints[0] if len(constraints) == 1 else JointConstraint(constraints, "mean")
+        return joined([self.request_constraint(each) for each in requests])
 
     def log(self, logs, *args, **kwargs) -> None:
         if "loss" in logs and self._terms.count:

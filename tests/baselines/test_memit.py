@@ -9,7 +9,7 @@ from facts_to_edit import DOWN, ESSENCE, PROMPTS, TARGETS, TEXTS, all_facts, cha
 
 from editable_hf import ContinuationConstraint, JointConstraint, edit, edited
 from editable_hf.baselines import ValueSearch, key_covariances, memit
-from editable_hf.baselines.memit import MEMIT_SEARCH, least_squares_update
+from editable_hf.baselines.memit import MEMIT_SEARCH, block_of, least_squares_update
 from editable_hf.baselines.value_search import SubjectRows, search_values, subjects_of
 from editable_hf.core.functional import FunctionalModel
 
@@ -103,6 +103,13 @@ def test_facts_of_a_batch_do_not_touch_each_other():
         assert torch.allclose(together, alone, atol=1e-7) and together.norm(dim=1).min() > 0.1
         found.append(together)
     assert sorted((found[0] - found[1]).abs().amax(1).gt(1e-3).tolist()) == [False, True, True]
+
+
+def test_block_of_a_weight():
+    model = causal_model("llama")
+    assert block_of(model, DOWN["llama"]) is model.model.layers[0]
+    with pytest.raises(ValueError, match="lm_head.weight is in no list of layers of LlamaForCausalLM, but MEMIT asks"):
+        block_of(model, "lm_head.weight")
 
 
 def test_update_is_the_minimum():

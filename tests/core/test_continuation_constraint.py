@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from causal_models import causal_model
 
 from editable_hf import ContinuationConstraint, JointConstraint, edit, edited, rmsprop, select_parameters
+from editable_hf.core import FunctionalModel, continuations
+from editable_hf.core.constraints import WithMargin
+from editable_hf.core.continuations import JointContinuations, joined
 from editable_hf.core.editing import constraint_value
 
 PROMPT, TARGET, ALTERNATIVES = [5, 6, 7], [10, 11, 2], [[12, 2], [13], [14, 15, 16, 17]]
@@ -64,6 +69,34 @@ def test_several_wordings_at_once():
     assert result.success
     with edited(model, result):
         assert all(constraint_value(model, each) <= 0 for each in wordings)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+@pytest.mark.parametrize("most_logits", [2**26, 300])
+def test_continuations_in_one_batch_have_value_and_gradient_of_one_after_another(name, most_logits, monkeypatch):
+    monkeypatch.setattr(continuations, "MOST_LOGITS", most_logits)
+    model = causal_model(name).double()
+    likely = model(torch.tensor([[8, 9]])).logits[0, -1].argsort().tolist()
+    parts = [
+        constraint(),
+        WithMargin(ContinuationConstraint.from_ids([9], [12, 4, 2], [[13], [5, 6]], pad_token_id=1), 0.5),
+        ContinuationConstraint.from_ids([8, 9], likely[-1:], [likely[:1]], pad_token_id=1),  # holds
+    ]
+    found = []
+    for joint in (joined(parts), JointConstraint(parts, "mean")):
+        params = {key: value.detach().clone().requires_grad_() for key, value in select_parameters(model, "*").items()}
+        functional = FunctionalModel(model, list(params))
+        value = joint(functional, params)
+        value_again = joint(functional, params)
+        assert value_again == value > 0
+        found.append((value, *torch.autograd.grad(value, list(params.values()), allow_unused=True)))
+    assert isinstance(joined(parts), JointContinuations)
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)
+    assert constraint_value(model, joined(parts[2:] * 2)) == 0
+    with torch.no_grad():
+        model.lm_head.weight[12] = torch.nan
+    assert math.isnan(constraint_value(model, joined(parts)))
 
 
 def test_names_of_the_last_layer():

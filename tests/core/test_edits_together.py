@@ -134,7 +134,7 @@ def test_as_many_at_once_as_memory_holds(marian_edits, monkeypatch):
     counts, made = [], EditGroups.__init__
     monkeypatch.setattr(EditGroups, "__init__", lambda self, count: (counts.append(count), made(self, count))[0])
     expected = [result.history for result in marian_edits()]
-    monkeypatch.setattr(constraints, "_MOST_LOGITS", 2 * 5 * 8 * 40)
+    monkeypatch.setattr(constraints, "MOST_LOGITS", 2 * 5 * 8 * 40)
     torch.testing.assert_close([result.history for result in marian_edits()], expected, rtol=1e-9, atol=1e-9)
     assert counts == [3, 2]
 

@@ -72,7 +72,7 @@ def test_one_pass_serves_several_constraints(model, one_pass):
 def test_too_many_logits_are_not_kept(model, one_pass, monkeypatch):
     calls = []
     monkeypatch.setattr(constraints, "SequenceBatch", lambda *args: calls.append(args))
-    monkeypatch.setattr(constraints, "_MOST_LOGITS", 100)
+    monkeypatch.setattr(constraints, "MOST_LOGITS", 100)
     assert edit(model, constraint(), rmsprop(1e-3), "last_decoder_layer", 1).num_steps == 1 and not calls
 
 

@@ -11,9 +11,13 @@ from causal_models import causal_model
 from torch.nn import functional as F
 
 from editable_hf import edit, edited, make_edit_requests, rmsprop
+from editable_hf.baselines import Grace
 from editable_hf.data.tokenizer import train_causal_tokenizer
-from editable_hf.evaluation.fact_edits import EditorFor, FactEditEvaluator, fact_constraint
+from editable_hf.evaluation import held_out_text
+from editable_hf.evaluation.fact_edits import EditorFor, FactEditEvaluator
+from editable_hf.evaluation.grace_edits import GraceEditEvaluator
 from editable_hf.evaluation.held_out_text import HeldOutText
+from editable_hf.evaluation.verified_edit import joint_constraint, verified_edit
 
 NAMES = ["Arna", "Belo", "Corv", "Dunt"]
 PROMPTS, TARGETS = [f"The capital of {name} is" for name in NAMES], [" Lim", " Mora", " Nek", " Ostro"]
@@ -66,7 +70,7 @@ def test_records_of_single_edits(model, tokenizer, requests, tmp_path):
         each["neighbors"][0]["prompt"]: said(model, tokenizer, *each["neighbors"][0].values()) for each in requests
     }
     for request, record in zip(requests, records, strict=True):
-        result = edit(model, fact_constraint([request], model), EDITOR, LAYERS, STEPS)
+        result = edit(model, joint_constraint([request], model), EDITOR, LAYERS, STEPS)
         assert record["success"] == result.success and record["num_steps"] == result.num_steps > 0
         with edited(model, result):
             output, target = said(model, tokenizer, request["source"], request["target"])
@@ -94,7 +98,7 @@ def test_forced_right_is_easier_than_said(model, tokenizer, requests):
     measure, shares = evaluator(model, tokenizer), []
     for request in requests:
         ids, labels = request["input_ids"], request["labels"]
-        result = edit(model, fact_constraint([request], model), EDITOR, LAYERS, STEPS)
+        result = edit(model, joint_constraint([request], model), EDITOR, LAYERS, STEPS)
         with edited(model, result):
             (answers,) = measure.answers([request])
             likeliest = model(torch.tensor([ids + labels])).logits[0].argmax(-1).tolist()
@@ -105,11 +109,11 @@ def test_forced_right_is_easier_than_said(model, tokenizer, requests):
     assert sum(answers["forced"] for answers in measure.answers(requests)) < len(requests)  # of the unedited model
 
 
-def test_held_out_text(model, tokenizer, requests):
+def test_held_out_text(model, tokenizer, requests, monkeypatch):
     """KL and perplexity over all tokens but the first, from one text after another without padding."""
     rows = tokenizer(TEXTS)["input_ids"]
     text = HeldOutText(model, [*rows, [3]], LAYERS, batch_size=3)
-    result = edit(model, fact_constraint(requests[:1], model), EDITOR, LAYERS, STEPS)
+    result = edit(model, joint_constraint(requests[:1], model), EDITOR, LAYERS, STEPS)
     divergence, losses, count = 0.0, {"before": 0.0, "after": 0.0}, 0
     for row in rows:
         logits = {}
@@ -129,6 +133,8 @@ def test_held_out_text(model, tokenizer, requests):
     assert text.change({}) == (0.0, text.perplexity)
     with edited(model, result):  # as while edits are made in a row
         assert text.change(result.params) == change
+    monkeypatch.setattr(held_out_text, "_MOST_LOGITS", 0)
+    assert HeldOutText(model, rows, LAYERS, batch_size=3).change(result.params) == change
     with pytest.raises(ValueError, match="texts of two tokens or more"):
         HeldOutText(model, [[3]], LAYERS)
 
@@ -137,7 +143,7 @@ def test_edits_at_once_are_one_edit(model, tokenizer, requests):
     measure = evaluator(model, tokenizer, edits_at_once=2)
     records = measure.evaluate(requests, EDITOR, max_steps=STEPS, progress=None)
     for start in (0, 2):
-        result = edit(model, fact_constraint(requests[start : start + 2], model), EDITOR, LAYERS, STEPS)
+        result = edit(model, joint_constraint(requests[start : start + 2], model), EDITOR, LAYERS, STEPS)
         pair = records[start : start + 2]
         assert all(record["kl"] == measure.text.change(result.params).kl for record in pair)
         with edited(model, result):
@@ -166,8 +172,38 @@ def test_edits_in_a_row(model, tokenizer, requests):
     params = {}
     for request in requests[:3]:
         with edited(model, params):
-            params = edit(model, fact_constraint([request], model), EDITOR, LAYERS, STEPS).params
+            params = edit(model, joint_constraint([request], model), EDITOR, LAYERS, STEPS).params
     assert rows[1]["kl"] == measure.text.change(params).kl
     with edited(model, params):
         pairs = [said(model, tokenizer, request["source"], request["target"]) for request in requests[:3]]
     assert rows[1]["reliability"] == pytest.approx(sum(output == target for output, target in pairs) / 3)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_rounds_are_those_of_a_verified_edit(model, tokenizer, requests, size):
+    few = [{**request, "alternatives": request["alternatives"][-1:]} for request in requests]
+    once = evaluator(model, tokenizer, edits_at_once=size).evaluate(few, EDITOR, max_steps=STEPS, progress=None)
+    measure = evaluator(model, tokenizer, edits_at_once=size, max_rounds=10)
+    records = measure.evaluate(few, EDITOR, max_steps=STEPS, progress=None)
+    assert sum(each["reliability"] for each in once) < sum(each["reliability"] for each in records) == len(few)
+    outcome = verified_edit(model, tokenizer, few[:size], EDITOR, LAYERS, max_steps=STEPS, max_rounds=10)
+    assert outcome.all_verified and records[0]["kl"] == measure.text.change(outcome.result.params).kl
+
+
+def test_edits_in_a_codebook(model, tokenizer, requests):
+    """GRACE: measured as its `applied` answers, the text by plain forwards; all edits in a row in one codebook."""
+    layer = "layers.1.mlp.down_proj.weight"
+    measure = GraceEditEvaluator(model, tokenizer, TEXTS, layers=layer)
+    records = measure.evaluate(requests, lambda: Grace(model, layer, radius=0.3), max_steps=50, progress=None)
+    assert all(record["kl"] > 0 for record in records)
+    grace, text = Grace(model, layer, radius=0.3), tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    grace.edit(joint_constraint(requests[:1], model), 50)
+    with grace.applied():
+        output, target = said(model, tokenizer, requests[0]["source"], requests[0]["target"])
+        assert records[0]["reliability"] == float(output == target)
+        after = math.exp(model(text, labels=text).loss.item())
+    alone = HeldOutText(model, text.tolist(), layer)
+    assert alone.change({}, grace.applied).perplexity == pytest.approx(after) != pytest.approx(alone.perplexity)
+    (row,) = measure.in_a_row(requests, lambda: Grace(model, layer, radius=1e-6), [4], max_steps=50, progress=None)
+    precise = measure.evaluate(requests, lambda: Grace(model, layer, radius=1e-6), max_steps=50, progress=None)
+    assert 0 < sum(record["reliability"] for record in precise) == 4 * row["reliability"]  # none touches another

@@ -36,15 +36,16 @@ def smoke(name, tmp_path, **options):
 def test_demo_twice(tmp_path, capsys, monkeypatch):
     config = smoke("demo", tmp_path)
     # One row of each kind; the others differ in numbers.
-    kept = ("no edit", "ROME", "UltraEdit", "MEND", "RMSProp, editable for 10 at once")
+    kept = ("no edit", "ROME", "UltraEdit", "MEND", "GRACE", "RMSProp, editable for 10 at once")
     monkeypatch.setattr(fact_methods, "_MEND_STEPS", 1)
-    mend = RowOptions(method="mend", layers="layers.3.mlp.down_proj.weight", learning_rates=[1e-4])
-    trained = RowOptions(network="editable for 10 at once", learning_rates=[1e-3, 3e-3])
+    mend = RowOptions(method="mend", layers="layers.3.mlp.down_proj.weight", grid={"learning_rate": [1e-4]})
+    trained = RowOptions(network="editable for 10 at once", grid={"learning_rate": [1e-3, 3e-3]}, max_rounds=2)
     rows = {
         **config.rows,
         "RMSProp, editable for 10 at once": trained,
         "MEND": mend,
-        "UltraEdit": RowOptions(method="ultra_edit", learning_rates=[1e-2]),
+        "GRACE": RowOptions(method="grace", layers="layers.2.mlp.down_proj.weight", grid={"radius": [0.1, 0.2]}),
+        "UltraEdit": RowOptions(method="ultra_edit", grid={"learning_rate": [1e-2]}),
     }
     config.rows = {name: rows[name] for name in kept}
     config.models = {"editable for 10 at once": {"edits": True, "edits_at_once": 2}}
@@ -58,7 +59,7 @@ def test_demo_twice(tmp_path, capsys, monkeypatch):
     rates = [trial["learning_rate"] for trial in trained["tried"]]
     assert trained["learning_rate"] in rates and len(rates) == 3  # the row's two and the one that was learned
     assert [(row["name"], row["edits"]) for row in results["at_once"]] == [(name, 2) for name in kept[1:]]
-    assert [row["edits"] for row in results["in_a_row"]] == [1, 3] * 4
+    assert [row["edits"] for row in results["in_a_row"]] == [1, 3] * 5
     assert (out / "at_once.png").stat().st_size > 5_000 and (out / "in_a_row.png").stat().st_size > 5_000
     for module, name in ((fact_stages, "EditableCausalLMTrainer"), (fact_stages, "FactEditEvaluator")):
         monkeypatch.setattr(module, name, None)
@@ -137,8 +138,11 @@ def test_model_that_does_not_know_the_facts_ends_the_run(tmp_path):
         ("rows: {a: {method: knn}}", "row 'a': `method` must be one of none, gradient, ft_l"),
         ("rows: {a: {network: editable}}", "row 'a': `network` must be pretrained or one of `models`"),
         ("rows: {a: {rate: 1}}", r"row 'a': unknown keys \['rate'\]; expected network"),
-        ("rows: {a: {method: rome, learning_rates: [1]}}", "`method: rome` has no `learning_rates`"),
-        ("rows: {a: {method: lora}}", "`method: lora` needs `learning_rates`"),
+        (
+            "rows: {a: {method: memit, grid: {rank: [1]}}}",
+            "`method: memit` has no option rank to try, only: at_s",
+        ),
+        ("rows: {a: {method: lora, grid: {learning_rate: 1}}}", "must hold lists of values, such as `learning_rate: "),
         ("models: {pretrained: {}}\nrows: {a: {}}", "cannot be called pretrained"),
         ("rows: {a b: {}, a-b: {}}", "two rows would leave their results in one folder"),
         ("models: {a b: {}, a-b: {}}\nrows: {a: {}}", "two models would leave their results in one folder"),
