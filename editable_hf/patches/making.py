@@ -38,8 +38,7 @@ def configured_edit(
     config: EditorConfig,
     max_rounds: int,
     editor: AnyEditor | None = None,
-    reduction: str = "max",
 ) -> VerifiedEdit:
     """[`verified_edit`] with the layers, the most steps and, unless one is given, the editor of a configuration."""
-    options = {"max_steps": config.max_steps, "max_rounds": max_rounds, "reduction": reduction}
+    options = {"max_steps": config.max_steps, "max_rounds": max_rounds}
     return verified_edit(model, tokenizer, requests, editor or config.build_editor(), config.layers, **options)

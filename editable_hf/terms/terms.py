@@ -76,8 +76,7 @@ def edit_terms(
         requests = term_requests(model, tokenizer, rows, num_alternatives)
         num_rounds += 1
         # Each step is for all sentences that do not hold yet: with the worst alone, ten terms would not hold in time.
-        options = {"max_rounds": 3, "editor": editor, "reduction": "mean"}
-        found = configured_edit(model, tokenizer, list(requests), config, **options)
+        found = configured_edit(model, tokenizer, list(requests), config, max_rounds=3, editor=editor)
         if outcome is not None and not found.result.success:
             break
         outcome, done = found, current

@@ -32,7 +32,7 @@ from editable_hf.experiments.report import format_table, write_results
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 CONFIGS = {
     recipe: f"{recipe}/demo.yaml"
-    for recipe in ("iwslt_de_en", "cifar10", "imagenet", "natural_adversarial", "compare_editors", "facts")
+    for recipe in ("iwslt_de_en", "cifar10", "imagenet", "natural_adversarial", "compare_editors", "facts", "terms")
 }
 # Times; the mean loss of `Trainer`, which sums since the last start only; what `datasets` makes of a cache's path.
 UNCOMPARED = {"edit_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
