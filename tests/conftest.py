@@ -3,7 +3,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Two workers share the cores with the processes that they start: threads that wait must not spin.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["OMP_THREAD_LIMIT"] = "1"  # of the processes that tests start, too: threads that wait for each other crawl
 
 import copy
 import io
@@ -50,6 +49,13 @@ def no_deprecation_is_logged():
     for library in libraries:
         library.removeHandler(records)
     assert not records.messages
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Recipes choose a number of threads for their process, which here runs the other tests, too."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
