@@ -130,9 +130,7 @@ class RecipeFile:
                     f"({', '.join(networks[1:])}), got {rows[name].network!r}."
                 )
         if not rows:
-            raise ValueError(
-                f"{self.path}: `rows` must give at least one row, e.g. `plain: {{learning_rates: [1.0e-3]}}`."
-            )
+            raise ValueError(f"{self.path}: `rows` must give at least one row, e.g. `plain: {{network: control}}`.")
         return rows
 
     def check_training(
