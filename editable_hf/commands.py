@@ -21,7 +21,8 @@ from transformers import (
 )
 
 import editable_hf.baselines  # noqa: F401  # so that the Auto classes know its models
-from editable_hf.core.constraints import ClassConstraint, JointConstraint
+from editable_hf.core.constraints import ClassConstraint
+from editable_hf.core.continuations import joined
 from editable_hf.core.editing import EditResult, constraint_value, edit
 from editable_hf.core.parts import LAST_BLOCK, LAST_DECODER_LAYER, LAST_DECODER_MLP, is_decoder_only, num_chains
 from editable_hf.data.continuations import chat_prompt, check_decoder_only
@@ -181,7 +182,7 @@ def edit_images(loaded: Loaded, paths: Sequence[str], target: str, **options: An
     model, config = loaded.model, loaded.editor
     label = class_of(model, target)
     constraints = [ClassConstraint({"pixel_values": pixels(loaded, path)}, label) for path in paths]
-    result = edit(model, JointConstraint(constraints), config.build_editor(), config.layers, config.max_steps)
+    result = edit(model, joined(constraints), config.build_editor(), config.layers, config.max_steps)
     request = [{"image": Path(path).name, "target": label, "name": class_name(model, label)} for path in paths]
     patch = None
     if result.success and result.num_steps > 0:

@@ -23,6 +23,7 @@ TESTED = {
     "sacrebleu": ("2.4.3", "2.6.0"),
     "sentencepiece": ("0.2.1", "0.2.3"),
     "sacremoses": ("0.1.1", "0.2.0"),
+    "evaluate": ("0.4.6", "0.4.6"),
     "numpy": ("2.1.0", "2.4.6"),
 }
 INSIDE, NEWER, OLDER, MISSING = "tested", "newer than tested", "older than tested", "not installed"

@@ -33,9 +33,10 @@ def main(config: ImageRecipeConfig) -> None:
 
 def best_layers(rows: list[dict]) -> list[dict]:
     """Each editor with the layers that gave it the least drawdown in tuning."""
-    editors = dict.fromkeys(row["editor"] for row in rows)
+    tuned = [row for row in rows if "tuned" in row]
+    editors = dict.fromkeys(row["editor"] for row in tuned)
     return [
-        min((row for row in rows if row["editor"] == name), key=lambda row: row["tuned"]["drawdown"])
+        min((row for row in tuned if row["editor"] == name), key=lambda row: row["tuned"]["drawdown"])
         for name in editors
     ]
 

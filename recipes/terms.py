@@ -38,6 +38,7 @@ def main(config: TermRecipeConfig) -> None:
     def train(name: str, options: dict, start: Stage | None = None, requests: Stage | None = None) -> Stage:
         inputs = {"model": asdict(config.model), "seed": config.seed, "num_beams": config.evaluation.num_beams}
         inputs["training"] = {**config.training, **options}
+        inputs["requests"] = None if requests is None else requests.folder.name
         after = [stage for stage in (*parts, start, requests) if stage is not None]
         build = partial(train_model, config, parts, start, requests, inputs["training"])
         return stages.run(name, inputs, after, build, every_process=True)
@@ -53,7 +54,8 @@ def main(config: TermRecipeConfig) -> None:
         networks[name] = train(f"network-{folder_name(name)}", options, networks["pretrained"], requests)
     measured = {}
     for name, options in config.rows.items():
-        inputs = {"row": asdict(options), "terms": asdict(config.terms), "evaluation": asdict(config.evaluation)}
+        inputs = {"row": asdict(options), "evaluation": asdict(config.evaluation)}
+        inputs["num_alternatives"] = config.terms.num_alternatives
         network = networks[options.network]
         build = partial(measure_row, config, data, terms, network, name)
         measured[name] = stages.run(f"row-{folder_name(name)}", inputs, [data, terms, network], build)

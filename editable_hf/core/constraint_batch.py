@@ -37,10 +37,12 @@ class SequenceBatch:
     def __init__(self, constraints: Sequence[SequenceConstraint]):
         self.made_from = constraints  # kept, as batches are found by the ids of these
         longest = max(each.inputs["attention_mask"].shape[1] for each in constraints)
-        self.inputs = {
-            name: torch.cat([_padded(each.inputs[name], longest, 0) for each in constraints])
-            for name in constraints[0].inputs
-        }
+        self.inputs = dict(constraints[0].inputs)
+        if len(constraints) > 1:
+            self.inputs = {
+                name: torch.cat([_padded(each.inputs[name], longest, 0) for each in constraints])
+                for name in self.inputs
+            }
         labels = [each.labels for each in constraints]
         self.decoder_input_ids = _even_rows([each.decoder_input_ids for each in constraints], 0)
         self.margins = _Margins(labels, constraints[0].length_penalty)

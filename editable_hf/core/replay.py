@@ -47,7 +47,8 @@ class Recording:
     Use [`record`] to make one. Cached are the outputs of the outermost modules that completed before the first use. A
     call is left to run again, with the cached outputs of its inner modules, where its own could be wrong: its output
     or its input was changed in place, it was given or gave something else than tensors and plain values (a key-value
-    cache, say), it ran under another grad mode than the model (reentrant checkpointing), or it owns a watched tensor.
+    cache, say), it ran under another grad mode than the model (reentrant checkpointing), or it owns a watched tensor. A
+    use is seen in modules that own a watched tensor, are given it or have hooks, not where a plain list hides it.
 
     Args:
         model: The module that is called, unwrapped.
@@ -66,6 +67,7 @@ class Recording:
         self.entries: list[tuple[nn.Module, Any]] = []
         self._before_hooks: tuple[tuple, dict[str, Any]] | None = None
         self._owners: set[nn.Module] = set()
+        self._hooked: set[nn.Module] = set()
         self._versions: list[tuple[Any, int | None]] = []
         self._state: list[tuple[Callable[[], Any], Tensor, int | None]] = []
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -85,7 +87,8 @@ class Recording:
                 raise ReplayError(f"{type(module).__name__} was called twice while one forward was recorded.")
             call = self._root
             call.grad_enabled = torch.is_grad_enabled()
-            self._owners = _owners(module, {id(tensor) for tensor in self._watched})
+            self._owners = _around(module, lambda inner: any(id(t) in watch.ids for _, t in _own_tensors(inner)))
+            self._hooked = _around(module, has_hooks)
         elif not self._open:  # an inner module called by itself, outside the model's forward
             return forward(*args, **kwargs)
         else:
@@ -95,8 +98,10 @@ class Recording:
         call.inputs = self._before_hooks if call is self._root and self._before_hooks else (args, kwargs)
         versions = call.versions = _versions(call.inputs)
         self._open.append(call)
-        # What neither holds nor is given a watched tensor cannot use one, and each look at a torch function costs.
-        may_use = module in self._owners or any(id(leaf) in watch.ids for leaf, _ in versions)
+        # What neither owns nor is given a watched tensor cannot use one, and each look at a torch function costs. What
+        # hooks and objects of unknown kinds have in them is not seen here.
+        may_use = module in self._owners or module in self._hooked
+        may_use |= any(version is None or id(leaf) in watch.ids for leaf, version in versions)
         try:
             with nullcontext() if may_use else unseen_by(watch):
                 output = forward(*args, **kwargs)
@@ -331,9 +336,9 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False, remove_duplicate=False)
 
 
-def _owners(module: nn.Module, ids: set[int]) -> set[nn.Module]:
-    """The modules that own one of the tensors, and those around them."""
-    owners = set().union(*(_owners(child, ids) for child in module.children()))
-    if owners or any(id(tensor) in ids for _, tensor in _own_tensors(module)):
-        owners.add(module)
-    return owners
+def _around(module: nn.Module, condition: Callable[[nn.Module], bool]) -> set[nn.Module]:
+    """The modules that meet the condition, and those around them."""
+    chosen = set().union(*(_around(child, condition) for child in module.children()))
+    if chosen or condition(module):
+        chosen.add(module)
+    return chosen

@@ -261,7 +261,8 @@ class MeasuredRow:
         """The combination of the grid with which enough edits are reliable at the least divergence on text."""
         grid = dict(self.options.grid)
         if self._own_rate is not None:
-            grid["learning_rate"] = sorted({self._own_rate, *grid.get("learning_rate", [])})
+            own = float(f"{self._own_rate:.6g}")  # saved in float32
+            grid["learning_rate"] = sorted({own, *grid.get("learning_rate", [])})
         combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
         if len(combinations) == 1:
             return combinations[0], []
@@ -272,6 +273,7 @@ class MeasuredRow:
                 self._editor(**values),
                 max_steps=self.options.max_steps,
                 progress=f"{self.name}, validation, {values}",
+                shard=evaluator.group_size == 1,  # the edits of a group are one edit: no process may cut it
             )
             row = evaluator.summarize(self.name, records)
             tried.append({**values, **{key: row[key] for key in ("reliability", "kl", "locality")}})

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import load_from_disk
 from transformers import AutoTokenizer, MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,7 +42,7 @@ def prepare_data(config: TermRecipeConfig, folder: Path) -> None:
 
 def load_network(stage: Stage) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = MarianMTModel.from_pretrained(stage.folder, attn_implementation="eager")
-    return model, AutoTokenizer.from_pretrained(stage.folder)
+    return model.to(PartialState().device), AutoTokenizer.from_pretrained(stage.folder)
 
 
 def prepare_terms(config: TermRecipeConfig, data: Stage, pretrained: Stage, folder: Path) -> None:

@@ -48,7 +48,6 @@ def main(folder: Path) -> None:
         storage=own / "studies.db",
         study_name="rmsprop",
         num_trials=8,
-        progress=False,
     )
     content = {"records": records, "alone": alone, "tuned": tuned._asdict()}
     (own / f"{processes.process_index}.json").write_text(json.dumps(content))
