@@ -47,8 +47,8 @@ class Recording:
     Use [`record`] to make one. Cached are the outputs of the outermost modules that completed before the first use. A
     call is left to run again, with the cached outputs of its inner modules, where its own could be wrong: its output
     or its input was changed in place, it was given or gave something else than tensors and plain values (a key-value
-    cache, say), it ran under another grad mode than the model (reentrant checkpointing), or it owns a watched tensor. A
-    use is seen in modules that own a watched tensor, are given it or have hooks, not where a plain list hides it.
+    cache, say), it ran under another grad mode than the model (reentrant checkpointing), or it owns a watched tensor.
+    A use is seen in modules that own a watched tensor, are given it or have hooks, not where a plain list hides it.
 
     Args:
         model: The module that is called, unwrapped.
