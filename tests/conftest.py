@@ -166,7 +166,7 @@ def start_script():
             [sys.executable, str(REPOSITORY / script), *map(str, options)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=500,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
