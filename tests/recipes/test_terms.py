@@ -37,9 +37,11 @@ def test_configs(path):
 @pytest.fixture
 def config(sentence_pairs, tokenizer, translator_template, tmp_path, monkeypatch):
     """The demo with the words and the model of the tests, which has learned them already."""
+    data = tmp_path / "data"
+    data.mkdir()
     for split, part in (("train", slice(0, 200)), ("valid", slice(0, 20)), ("test", slice(20, 40))):
         for language, sentences in zip(("de", "en"), sentence_pairs, strict=True):
-            (tmp_path / f"{split}.{language}").write_text("".join(f"{text}\n" for text in sentences[part]))
+            (data / f"{split}.{language}").write_text("".join(f"{text}\n" for text in sentences[part]))
     (tmp_path / "embedded.tsv").write_text(
         "hund\tthe woman\tthe dog\nkatze\tthe woman\tthe cat\nstadt\tthe book\tthe city\nzug\tthe book\tthe train\n"
         "elefant\tthe book\tx\n"
@@ -47,7 +49,7 @@ def config(sentence_pairs, tokenizer, translator_template, tmp_path, monkeypatch
     demo = {**yaml.safe_load((CONFIGS / "demo.yaml").read_text()), "rows": ROWS}
     demo["models"] = {"on terms": {"requests": "terms"}}
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo, sort_keys=False))
-    options = {"output_dir": str(tmp_path / "out"), "data": str(tmp_path), "smoke": True}
+    options = {"output_dir": str(tmp_path / "out"), "data": str(data), "smoke": True}
     config = load_config(str(tmp_path / "demo.yaml"), **options)
     config.terms.num_sentences, config.model.max_length = 150, 40
     config.training |= {"use_cpu": True, "disable_tqdm": True, "max_tokens_per_batch": 200}
