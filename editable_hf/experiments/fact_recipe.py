@@ -7,7 +7,7 @@ from typing import Any
 
 from editable_hf import EditableCausalLMTrainingArguments
 from editable_hf.experiments.fact_methods import METHODS
-from editable_hf.experiments.recipe_config import RecipeFile
+from editable_hf.experiments.recipe_config import NetworksConfig, RecipeFile, sections_of
 
 EMBEDDED = "embedded"
 
@@ -142,28 +142,17 @@ class RowOptions:
 
 
 @dataclass
-class FactRecipeConfig:
-    """One run. `training` holds for every network, `pretrain` for the first, `models` names those trained further and
-    what each changes: fields of `EditableCausalLMTrainingArguments`, and `edits: true` to train with requests."""
+class FactRecipeConfig(NetworksConfig):
+    """Models change fields of `EditableCausalLMTrainingArguments`, and have `edits: true` to train with requests."""
 
-    output_dir: str
-    seed: int
     data: DataOptions
     model: ModelOptions
     requests: RequestOptions
     evaluation: EvaluationOptions
-    training: dict[str, Any]
-    pretrain: dict[str, Any]
-    models: dict[str, dict[str, Any]]
     rows: dict[str, RowOptions]
 
 
-_SECTIONS = {
-    "data": DataOptions,
-    "model": ModelOptions,
-    "requests": RequestOptions,
-    "evaluation": EvaluationOptions,
-}
+_SECTIONS = sections_of(FactRecipeConfig)
 _SMOKE: dict[str, dict[str, Any]] = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2},
     "requests": {"num_train": 4, "num_validation": 2, "num_test": 4, "num_alternatives": 2, "min_recall": 0.0},
@@ -192,10 +181,6 @@ def load_config(
     if smoke:
         file.override(_SMOKE)
     parsed = file.parse(_SECTIONS)
-    for name in ("training", "pretrain"):
-        file.check_training(f"section {name!r}", file.sections[name], EditableCausalLMTrainingArguments)
-    models = file.networks(EditableCausalLMTrainingArguments, "edits")
-    rows = file.rows(RowOptions, models)
+    networks = file.networks_and_rows(EditableCausalLMTrainingArguments, "edits", RowOptions)
     options = file.run_options("runs/facts", output_dir, seed, smoke)
-    sections = {name: file.sections[name] for name in ("training", "pretrain")}
-    return FactRecipeConfig(**options, **parsed, **sections, models=models, rows=rows)
+    return FactRecipeConfig(**options, **parsed, **networks)

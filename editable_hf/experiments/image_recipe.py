@@ -9,7 +9,7 @@ from typing import Any
 from editable_hf import EditableImageTrainingArguments
 from editable_hf.core.editors import EDITORS
 from editable_hf.experiments.image_parts import ImageDataOptions, ImageModelOptions
-from editable_hf.experiments.recipe_config import RecipeFile, folder_name, read_config, recipe_parser
+from editable_hf.experiments.recipe_config import RecipeFile, folder_name, read_config, recipe_parser, sections_of
 from editable_hf.experiments.row_methods import EDITOR_FIELDS, METHOD_KEYS, Gradient, build_method
 
 RANDOM, RANKS, ADVERSARIAL = "random", "ranks", "natural_adversarial"
@@ -147,13 +147,7 @@ class ImageRecipeConfig:
     rows: list[str] = field(default_factory=list)
 
 
-_SECTIONS = {
-    "data": ImageDataOptions,
-    "model": ImageModelOptions,
-    "evaluation": EvaluationOptions,
-    "adversarial": AdversarialOptions,
-    "figure_2": FigureOptions,
-}
+_SECTIONS = sections_of(ImageRecipeConfig)
 _NAMES = (*_SECTIONS, "training", "pretrain", "models")
 _OWN = (ADVERSARIAL_SECTION, FIGURE_SECTION)  # sections of one recipe
 _SMOKE: dict[str, dict[str, Any]] = {

@@ -5,12 +5,31 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+
+@dataclass
+class NetworksConfig:
+    """One run: networks, and rows that are measured on them. `training` holds for every network, `pretrain` for the
+    first, `models` names those trained further and what each changes."""
+
+    output_dir: str
+    seed: int
+    training: dict[str, Any]
+    pretrain: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    rows: dict[str, Any]
+
+
+def sections_of(config: type) -> dict[str, type]:
+    """The sections of a configuration that are dataclasses of their own, by name."""
+    return {name: kind for name, kind in get_type_hints(config).items() if is_dataclass(kind)}
 
 
 class RecipeFile:
@@ -87,6 +106,14 @@ class RecipeFile:
                 f"{self.path}: two {section} would leave their results in one folder; name them otherwise."
             )
         return dict(values)
+
+    def networks_and_rows(self, arguments: type, own: str, row: type) -> dict[str, Any]:
+        """The fields of [`NetworksConfig`] that are sections; see [`networks`] and [`rows`] for the arguments."""
+        training = {name: self.sections[name] for name in ("training", "pretrain")}
+        for name, values in training.items():
+            self.check_training(f"section {name!r}", values, arguments)
+        models = self.networks(arguments, own)
+        return {**training, "models": models, "rows": self.rows(row, models)}
 
     def networks(self, arguments: type, own: str) -> dict[str, dict[str, Any]]:
         """The section `models`: networks that are trained further, and what each changes.

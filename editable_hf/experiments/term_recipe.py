@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from editable_hf import EditableSeq2SeqTrainingArguments
-from editable_hf.experiments.recipe_config import RecipeFile
+from editable_hf.experiments.recipe_config import NetworksConfig, RecipeFile, sections_of
 from editable_hf.experiments.term_methods import METHODS
 from editable_hf.experiments.translation_recipe import DataOptions, ModelOptions, TokenizerOptions
 
@@ -95,31 +95,19 @@ class RowOptions:
 
 
 @dataclass
-class TermRecipeConfig:
-    """One run. `training` holds for every network, `pretrain` for the first, `models` names those trained further and
-    what each changes: fields of `EditableSeq2SeqTrainingArguments`, and `requests`, `terms` or `sentences`, to train
-    with edits of that kind."""
+class TermRecipeConfig(NetworksConfig):
+    """Models change fields of `EditableSeq2SeqTrainingArguments`, and have `requests`, `terms` or `sentences`, to
+    train with edits of that kind."""
 
-    output_dir: str
-    seed: int
     data: DataOptions
     tokenizer: TokenizerOptions
     model: ModelOptions
     terms: TermOptions
     evaluation: EvaluationOptions
-    training: dict[str, Any]
-    pretrain: dict[str, Any]
-    models: dict[str, dict[str, Any]]
     rows: dict[str, RowOptions]
 
 
-_SECTIONS = {
-    "data": DataOptions,
-    "tokenizer": TokenizerOptions,
-    "model": ModelOptions,
-    "terms": TermOptions,
-    "evaluation": EvaluationOptions,
-}
+_SECTIONS = sections_of(TermRecipeConfig)
 _SMOKE: dict[str, dict[str, Any]] = {
     "data": {"max_train_samples": 2_000, "max_validation_samples": 20, "max_test_samples": 20},
     "tokenizer": {"vocab_size": 400},
@@ -147,14 +135,10 @@ def load_config(
         file.override(_SMOKE)
     parsed = file.parse(_SECTIONS)
     parsed["terms"].glossary = str(Path(config).parent / parsed["terms"].glossary)
-    for name in ("training", "pretrain"):
-        file.check_training(f"section {name!r}", file.sections[name], EditableSeq2SeqTrainingArguments)
-    models = file.networks(EditableSeq2SeqTrainingArguments, "requests")
-    for name, values in models.items():
+    networks = file.networks_and_rows(EditableSeq2SeqTrainingArguments, "requests", RowOptions)
+    for name, values in networks["models"].items():
         if values.get("requests", REQUESTS[0]) not in REQUESTS:
             wrong = f"{values['requests']!r:.60}"
             raise ValueError(f"{config}, model {name!r}: `requests` must be {' or '.join(REQUESTS)}, got {wrong}.")
-    rows = file.rows(RowOptions, models)
     options = file.run_options("runs/terms", output_dir, seed, smoke)
-    sections = {name: file.sections[name] for name in ("training", "pretrain")}
-    return TermRecipeConfig(**options, **parsed, **sections, models=models, rows=rows)
+    return TermRecipeConfig(**options, **parsed, **networks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editable_hf import EditableSeq2SeqTrainingArguments
-from editable_hf.experiments.recipe_config import RecipeFile
+from editable_hf.experiments.recipe_config import RecipeFile, sections_of
 
 
 @dataclass
@@ -101,13 +101,7 @@ class RecipeConfig:
     variants: dict[str, dict[str, Any]]
 
 
-_SECTIONS = {
-    "data": DataOptions,
-    "tokenizer": TokenizerOptions,
-    "model": ModelOptions,
-    "requests": RequestOptions,
-    "evaluation": EvaluationOptions,
-}
+_SECTIONS = sections_of(RecipeConfig)
 _TRAINING = ("training", "pretrain", "finetune", "editable")
 
 _SMOKE: dict[str, dict[str, Any]] = {
