@@ -104,6 +104,37 @@ def test_inner_modules_after_an_unseen_use_do_not_answer(x):
     assert_exact(recording, ["extra.weight"], (x,))
 
 
+class Borrows(nn.Module):
+    def forward(self, hidden, layer):
+        return layer.weight.sum() * hidden
+
+
+class IsGiven(Chain):
+    """Hands the last layer as an object to a module that owns nothing; `middle` depends on what it does."""
+
+    def build(self):
+        return Borrows()
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.middle(self.extra(self.first(x), self.last))))
+
+
+class IsHooked(Chain):
+    """A hook within `extra` uses the last layer's weight; `middle` depends on it."""
+
+    def build(self):
+        inner = nn.Linear(4, 4)
+        inner.register_forward_hook(lambda module, args, output: output * self.last.weight.sum())
+        return nn.Sequential(inner)
+
+
+@pytest.mark.parametrize("build", [IsGiven, IsHooked])
+def test_use_by_a_module_that_owns_nothing_edited_is_noticed(build, x):
+    recording = recorded(make(build), ["last.weight"], (x,))
+    assert "middle" not in answered_names(recording)
+    assert_exact(recording, ["last.weight"], (x,))
+
+
 def test_looking_at_shapes_and_types_is_no_use(x):
     class Model(Chain):
         def forward(self, x):
