@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -78,7 +78,6 @@ def _constrained(setting: Setting, examples: Sequence[TermExamples], rate: float
 
 def _by_edit(editor: Callable[[Setting, float], AnyEditor]) -> Fix:
     def fix(setting: Setting, examples: Sequence[TermExamples], rate: float) -> Fixed:
-        examples = [replace(each, held_out=[]) for each in examples]
         options = {"max_rounds": setting.max_rounds, "num_alternatives": setting.num_alternatives}
         options["editor"] = editor(setting, rate)
         result = edit_terms(setting.model, setting.tokenizer, examples, setting.config, **options).outcome.result
